@@ -1,0 +1,118 @@
+"""Albumentations pipelines for images of one class, seeded image by image."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions over the network
+
+import albumentations as A
+import cv2
+import numpy as np
+from albumentations.pytorch import ToTensorV2
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from torch import Tensor
+
+from vision.errors import InputError
+from vision.preprocessing import Preprocessing
+
+_INTERPOLATION = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
+
+
+class AutoAugment(A.ImageOnlyTransform):
+    """timm's augmentation policies by their strings: RandAugment, AugMix, AutoAugment, 3-Augment.
+
+    Args:
+        policy: e.g. ``rand-m9-mstd0.5-inc1`` or ``3a``.
+        mean: RGB on the [0, 1] scale, fills what a shift or rotation uncovers.
+
+    Raises:
+        InputError: timm knows no such policy.
+    """
+
+    def __init__(self, policy: str, mean: Sequence[float], p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.policy = policy
+        self.mean = tuple(mean)
+        fill = tuple(round(255 * value) for value in mean)
+        makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+        make = makers.get(policy.split("-")[0], auto_augment_transform)
+        try:
+            self._transform = make(policy, {"translate_const": 100, "img_mean": fill})
+        except (AssertionError, ValueError, KeyError) as error:
+            raise InputError(f"auto_augment: timm knows no policy '{policy}' (try rand-m9-mstd0.5-inc1 or 3a)") from error
+
+    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+        # timm's operations draw from the global generators, so those are lent this image's seed for the moment.
+        before = random.getstate(), np.random.get_state()
+        seed = self.py_random.randrange(2**31)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            return np.asarray(self._transform(PILImage.fromarray(img)))
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def eval_transform(preprocessing: Preprocessing) -> A.Compose:
+    """Resize, centre crop, normalise: uint8 RGB ``(H, W, 3)`` to a float32 tensor ``(3, *size)``.
+
+    Images are enlarged by the preprocessing's interpolation and shrunk by area averaging (OpenCV's cubic
+    interpolation does not smooth, unlike the Pillow one that published accuracies were measured with).
+    """
+    height, width = preprocessing.size
+    scale = preprocessing.crop_pct
+    return A.Compose(
+        [
+            A.SmallestMaxSize(
+                max_size_hw=(int(height / scale), int(width / scale)),
+                interpolation=_INTERPOLATION[preprocessing.interpolation],
+                area_for_downscale="image",
+            ),
+            A.CenterCrop(height, width),
+            A.Normalize(preprocessing.mean, preprocessing.std),
+            ToTensorV2(),
+        ]
+    )
+
+
+def train_transform(
+    preprocessing: Preprocessing,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    horizontal_flip: float,
+    auto_augment: str | None,
+    augmentations: Sequence[A.BasicTransform],
+    random_erasing: float,
+) -> A.Compose:
+    """Random resized crop, flip, policy, own transforms, normalisation, erasing; arguments as in ``ImageFolder``."""
+    steps: list[A.BasicTransform] = [
+        A.RandomResizedCrop(
+            preprocessing.size,
+            scale=scale,
+            ratio=ratio,
+            interpolation=_INTERPOLATION[preprocessing.interpolation],
+            area_for_downscale="image",
+        ),
+        A.HorizontalFlip(p=horizontal_flip),
+    ]
+    if auto_augment:
+        steps.append(AutoAugment(auto_augment, preprocessing.mean))
+    steps += augmentations
+    if random_erasing:
+        steps.append(A.Erasing(fill="random", p=random_erasing))
+    steps += [A.Normalize(preprocessing.mean, preprocessing.std), ToTensorV2()]
+    return A.Compose(steps)
+
+
+def apply_seeded(transform: A.Compose, image: NDArray[np.uint8], seed: int) -> Tensor:
+    """The transform's outcome as a function of image and seed alone."""
+    transform.set_random_seed(seed)
+    out: Tensor = transform(image=image)["image"]
+    return out

@@ -1,0 +1,113 @@
+"""Reading weights from files that may come from anywhere: nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vision.errors import InputError, shorten
+
+StateDict = dict[str, Tensor]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a ``.safetensors`` file or a PyTorch file on the CPU, without unpickling objects.
+
+    ``argparse.Namespace`` is the one class let through: many official releases keep their options in it, and
+    it holds nothing but attributes.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, of another format, or would have to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the checkpoint file is empty")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file can fail anywhere in the reader, so every failure of it is a property of the file.
+    except Exception as error:
+        reason = str(error)
+        if "Unsupported global" in reason or "weights_only" in reason.lower():
+            raise InputError(
+                f"{path}: holds a pickled object, which is never executed; save tensors only "
+                "(a state dict, or safetensors)"
+            ) from error
+        raise InputError(f"{path}: not a readable PyTorch checkpoint (damaged or of another format)") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    return dict(content)
+
+
+def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
+    """The tensors of a checkpoint: itself, or what it keeps under ``model``, ``state_dict`` or ``model_ema``.
+
+    Raises:
+        InputError: no tensors are found, or a floating-point tensor holds NaN or infinity.
+    """
+    for key in ("model", "state_dict", "model_ema"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{source}: holds no tensors")
+    foreign = [key for key in content if key not in tensors]
+    if foreign:
+        raise InputError(f"{source}: expected tensors only, found other values under {shorten(foreign)}")
+    check_finite(tensors, source)
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises :class:`InputError` naming the tensors that hold NaN or infinity."""
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        raise InputError(f"{source}: NaN or infinite values in {shorten(bad)}")
+
+
+def read_state_dict(source: str | Path | Mapping[str, Any]) -> StateDict:
+    """The tensors of a file or of a mapping; see :func:`read_checkpoint` and :func:`as_state_dict`."""
+    if isinstance(source, Mapping):
+        return as_state_dict(source, "state dict")
+    return as_state_dict(read_checkpoint(source), str(source))
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads ``state`` into ``module``; every key must match.
+
+    Raises:
+        InputError: keys are missing, unexpected or misshapen; their names are in the message, and the module
+            is left as it was.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := [key for key in own if key not in state]:
+        problems.append(f"missing {shorten(missing)}")
+    if unexpected := [key for key in state if key not in own]:
+        problems.append(f"unexpected {shorten(unexpected)}")
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} where the network has {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if misshapen:
+        problems.append(f"misshapen {shorten(misshapen)}")
+    if problems:
+        raise InputError(f"{source}: does not fit the network: {'; '.join(problems)}")
+    module.load_state_dict(dict(state))

@@ -1,0 +1,66 @@
+"""How an image becomes a network's input: size, interpolation, crop, mean and standard deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from vision.errors import InputError
+
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The evaluation preprocessing that a network expects.
+
+    The short side is resized so that the centre crop of ``size`` covers ``crop_pct`` of it, the crop is taken,
+    values are scaled to [0, 1] and normalised by channel.
+
+    Attributes:
+        size: (height, width) of the network's input in pixels.
+        mean: of the RGB channels, on the [0, 1] scale.
+        std: of the RGB channels, on the [0, 1] scale.
+        interpolation: used where the image is enlarged; shrinking averages over areas.
+        crop_pct: share of the resized side that the centre crop keeps, in (0, 1].
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 0.875
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise InputError(f"image size must be positive, got {self.size[0]}x{self.size[1]}")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        if min(self.std) <= 0:
+            raise InputError(f"std must be positive, got {self.std}")
+
+    @classmethod
+    def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """From a timm ``pretrained_cfg`` dictionary (a network of three input channels)."""
+        interpolation = cfg.get("interpolation") or "bicubic"
+        if interpolation not in ("bicubic", "bilinear", "nearest"):
+            interpolation = "bicubic"
+        return cls(
+            size=cast(tuple[int, int], tuple(cfg.get("input_size", (3, 224, 224))[-2:])),
+            mean=cast(tuple[float, float, float], tuple(cfg.get("mean") or IMAGENET_MEAN)),
+            std=cast(tuple[float, float, float], tuple(cfg.get("std") or IMAGENET_STD)),
+            interpolation=cast(Interpolation, interpolation),
+            crop_pct=float(cfg.get("crop_pct") or 0.875),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint or a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`as_dict`; lists are accepted where JSON has made them of tuples."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
