@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -471,7 +472,7 @@ class EfficientViT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-VARIANTS: dict[str, dict[str, Sequence[int]]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "efficientvit_m0": {"embed_dim": (64, 128, 192), "num_heads": (4, 4, 4), "kernels": (5, 5, 5, 5)},
     "efficientvit_m1": {"embed_dim": (128, 144, 192), "num_heads": (2, 3, 3), "kernels": (7, 5, 3, 3)},
     "efficientvit_m2": {"embed_dim": (128, 192, 224), "num_heads": (4, 3, 2), "kernels": (7, 5, 3, 3)},
@@ -487,7 +488,7 @@ VARIANTS: dict[str, dict[str, Sequence[int]]] = {
 """Table 1 of the paper: what each variant sets; the rest are :class:`EfficientViT`'s defaults."""
 
 
-def variant_config(name: str) -> dict[str, Sequence[int]]:
+def variant_config(name: str) -> dict[str, Any]:
     """The settings of ``efficientvit_m0`` ... ``efficientvit_m5``.
 
     Raises:
@@ -496,3 +497,8 @@ def variant_config(name: str) -> dict[str, Sequence[int]]:
     if name not in VARIANTS:
         raise InputError(f"no EfficientViT variant '{name}'{did_you_mean(name, VARIANTS)}; there are {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+
+def build(name: str, **settings: Any) -> EfficientViT:
+    """A new network of the named variant; ``settings`` are further arguments of :class:`EfficientViT`."""
+    return EfficientViT(**{**variant_config(name), **settings})

@@ -1,0 +1,1 @@
+"""The entry points: the ``vision`` command and what stands behind its verbs."""

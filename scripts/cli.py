@@ -1,0 +1,108 @@
+"""The ``vision`` command. Only what a verb needs is imported, when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from vision import __version__
+from vision.errors import InputError, did_you_mean
+from scripts.systems import SYSTEMS
+
+LIGHTNING_VERBS = {
+    "fit": "train, from a configuration: vision fit --config configs/efficientvit/demo.yaml",
+    "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on the test images",
+    "predict": "write a checkpoint's predictions for the test images",
+}
+OWN_VERBS = {
+    "infer": "use a checkpoint on your own files: vision infer SYSTEM --input I --checkpoint C --out DIR",
+    "list": "the systems, their configurations, and the data that each needs",
+}
+VERBS = {**LIGHTNING_VERBS, **OWN_VERBS}
+
+
+def _help() -> str:
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{what}" for verb, what in VERBS.items())
+    return f"""usage: vision [--debug] VERB ...
+
+Computer vision under a budget of memory, compute and time.
+
+verbs:
+{verbs}
+
+options:
+  --help      this text; 'vision VERB --help' for a verb's own
+  --version   the version
+  --debug     the whole traceback of an error, and the libraries' own messages
+
+systems: {", ".join(SYSTEMS)}
+"""
+
+
+def _infer(arguments: Sequence[str]) -> None:
+    """Hands over to ``scripts/infer/<system>.py``."""
+    parser = argparse.ArgumentParser(prog="vision infer", add_help=False)
+    parser.add_argument("system", nargs="?")
+    known, rest = parser.parse_known_args(arguments[:1])
+    if known.system is None or known.system not in SYSTEMS:
+        if rest and rest[0] in ("-h", "--help"):
+            print(f"usage: vision infer SYSTEM ...\n\nsystems: {', '.join(SYSTEMS)}\n'vision infer SYSTEM --help' for its options")
+            return
+        raise InputError(f"infer: expected a system ({', '.join(SYSTEMS)}), got '{known.system or ''}'{did_you_mean(known.system or '', SYSTEMS)}")
+    importlib.import_module(f"scripts.infer.{known.system}").main(list(arguments[1:]))
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Carries out a command; errors are raised.
+
+    Raises:
+        InputError: for whatever a user can put right.
+    """
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_help(), end="")
+    elif verb == "--version":
+        print(__version__)
+    elif verb in LIGHTNING_VERBS:
+        from scripts.lightning import run_lightning
+
+        run_lightning(list(arguments))
+    elif verb == "infer":
+        _infer(arguments[1:])
+    elif verb == "list":
+        from scripts.systems import print_systems
+
+        print_systems()
+    else:
+        raise InputError(f"no verb '{verb}'{did_you_mean(verb, VERBS)}; there are {', '.join(VERBS)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console command: its exit status is 0, or 2 for an error that a user can put right."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if debug:
+        given.remove("--debug")
+    else:
+        from scripts.quiet import quieten
+
+        quieten()
+    try:
+        run(given)
+    except InputError as error:
+        if debug:
+            raise
+        print(f"vision: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vision: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

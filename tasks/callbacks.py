@@ -1,0 +1,44 @@
+"""What the ``vision`` command adds to a run."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from vision.errors import InputError
+
+
+class PredictionTable(Callback):
+    """Writes ``predictions.csv`` in the run's folder: a row an image, its classes from the most likely on."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Appends the rows of a batch; every process of several writes a file of its own."""
+        if not isinstance(outputs, dict) or not {"path", "classes", "probabilities"} <= outputs.keys():
+            return
+        if trainer.log_dir is None:
+            raise InputError("predict: there is no run folder for predictions.csv; leave trainer.logger on")
+        names = cast(Any, pl_module).class_names
+        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        file = Path(trainer.log_dir) / f"predictions{suffix}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        classes, probabilities = outputs["classes"].tolist(), outputs["probabilities"].tolist()
+        with file.open("w" if batch_idx == 0 else "a", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            if batch_idx == 0:
+                places = range(1, len(classes[0]) + 1) if classes else ()
+                writer.writerow(["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")]])
+            for path, indices, shares in zip(outputs["path"], classes, probabilities, strict=True):
+                pairs = zip(indices, shares, strict=True)
+                writer.writerow([path, *[cell for i, share in pairs for cell in (names[i], f"{share:.4f}")]])

@@ -1,0 +1,57 @@
+"""Learning-rate schedules that PyTorch does not have."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupCosine(LRScheduler):
+    """Linear warm-up, then a cosine down to ``min_lr`` over all epochs, with time counted in epochs.
+
+    At ``t < warmup_epochs`` the rate is ``warmup_lr + t * (lr - warmup_lr) / warmup_epochs``, later
+    ``min_lr + (lr - min_lr) * (1 + cos(pi * t / epochs)) / 2``: timm's cosine schedule, as in the EfficientViT
+    recipe. The official loop there sets the rate after each epoch, which makes epoch ``e`` run at the value of
+    ``e - 1``; here epoch ``e`` runs at the value of ``e``.
+
+    Args:
+        optimizer: its ``lr`` is the peak.
+        warmup_epochs: length of the warm-up, may be a fraction.
+        warmup_lr: rate at the start.
+        min_lr: rate at the end.
+        per: change the rate at every ``step`` or at every ``epoch``.
+        epochs: length of the whole training; a task sets it from the Trainer by :meth:`bind`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: float = 5,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+        per: Literal["step", "epoch"] = "step",
+        epochs: float = 300,
+    ) -> None:
+        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.per, self.epochs, self.steps_per_epoch = per, epochs, 1.0
+        super().__init__(optimizer)
+
+    def bind(self, epochs: float, steps_per_epoch: float) -> None:
+        """Says how long the training is and how many calls of ``step`` an epoch has."""
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+
+    def rate(self, time: float, peak: float) -> float:
+        """The learning rate ``time`` epochs into the training."""
+        if self.per == "epoch":
+            time = math.floor(time + 1e-6)
+        if time < self.warmup_epochs:
+            return self.warmup_lr + time * (peak - self.warmup_lr) / self.warmup_epochs
+        share = min(time / self.epochs, 1.0)
+        return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The rate of every parameter group, from the number of steps so far alone."""
+        return [self.rate(self.last_epoch / self.steps_per_epoch, float(peak)) for peak in self.base_lrs]
