@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -263,6 +264,7 @@ class ImageFolder(pl.LightningDataModule):
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": _one_thread,
             "pin_memory": torch.cuda.is_available(),
         }
 
@@ -318,13 +320,18 @@ class ImageFolder(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Lists the files that were skipped in ``unreadable.csv`` in the run's folder."""
-        if not self.unreadable or self.trainer is None or self.trainer.log_dir is None:
+        if not self.unreadable or self.trainer is None or not self.trainer.loggers or self.trainer.log_dir is None:
             return
         file = Path(self.trainer.log_dir) / "unreadable.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("path", "reason"), *self.unreadable.items()])
         warnings.warn(f"{len(self.unreadable)} unreadable images were skipped, listed in {file}", stacklevel=2)
+
+
+def _one_thread(_worker: int) -> None:
+    """Keeps OpenCV's own threads from competing with the workers, of which there are as many as are wanted."""
+    cv2.setNumThreads(0)
 
 
 def _exists(root: Path, where: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,67 +13,112 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 # Importing the wings makes their classes known by their short names.
 import datamodules  # noqa: F401
 import tasks  # noqa: F401
+from scripts.argument_errors import explain
 from tasks.callbacks import PredictionTable
 from tasks.checkpointing import RandomState, SafeCheckpointIO
-from vision.errors import InputError, did_you_mean
+from vision.errors import InputError
 
 
 class VisionCLI(LightningCLI):
-    """LightningCLI with the house's run folder, checkpoints and silence where nobody watches."""
+    """LightningCLI with the house's run folder and checkpoints, and silent where nobody watches."""
 
     def before_instantiate_classes(self) -> None:
-        """Finds the run's name, and the checkpoint that ``--ckpt_path last`` means."""
+        """Names the run after its configuration, and finds the checkpoint that ``--ckpt_path last`` means."""
         config = self.config[self.subcommand]
         files = [str(path) for path in config.get("config") or []]
-        self.run_name = "/".join(Path(files[-1]).with_suffix("").parts[-2:]) if files else "run"
+        self.run_name = "/".join(Path(files[-1]).resolve().with_suffix("").parts[-2:]) if files else "run"
         self.runs = Path(config.trainer.default_root_dir or "runs")
         if config.get("ckpt_path") == "last":
-            found = sorted(
-                (self.runs / self.run_name).glob("version_*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime
-            )
-            if not found:
+            checkpoints = (self.runs / self.run_name).glob("version_*/checkpoints/last.ckpt")
+            newest = max(checkpoints, key=lambda file: file.stat().st_mtime, default=None)
+            if newest is None:
                 raise InputError(f"ckpt_path: no last.ckpt below {self.runs / self.run_name}")
-            config.ckpt_path = str(found[-1])
+            config.ckpt_path = str(newest)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The Trainer of the configuration, with the house's logger, checkpoints and progress bar added."""
+        """The Trainer of the configuration, with what the house adds where the configuration is silent."""
         config = self.config_init[self.subcommand].trainer
-        overrides: dict[str, Any] = {}
-        if config.logger is None or config.logger is True:
-            overrides["logger"] = self._loggers()
-        if config.enable_progress_bar is None:
-            overrides["enable_progress_bar"] = sys.stdout.isatty()
-        if config.enable_model_summary is None:
-            overrides["enable_model_summary"] = sys.stdout.isatty()
+        watched = sys.stdout.isatty()
+        if config.logger in (None, True):
+            config.logger = self._loggers()
+        for switch in ("enable_progress_bar", "enable_model_summary"):
+            if config[switch] is None:
+                config[switch] = watched
+        given = config.callbacks or []
+        config.callbacks = [*(given if isinstance(given, list) else [given])]
+        config.callbacks += self._callbacks(config)
         plugins = config.plugins or []
-        overrides["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
-        for key, value in overrides.items():
-            config[key] = value
+        config.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Logger]:
-        first = CSVLogger(str(self.runs), name=self.run_name, flush_logs_every_n_steps=20)
-        loggers: list[Logger] = [first]
+        table = CSVLogger(str(self.runs), name=self.run_name)
+        loggers: list[Logger] = [table]
         if importlib.util.find_spec("tensorboard"):
-            loggers.append(TensorBoardLogger(str(self.runs), name=self.run_name, version=f"version_{first.version}"))
+            loggers.append(TensorBoardLogger(str(self.runs), name=self.run_name, version=f"version_{table.version}"))
         return loggers
+
+    def _callbacks(self, config: Any) -> list[Callback]:
+        own: list[Callback] = [PredictionTable(), RandomState()]
+        if config.logger:
+            own.append(LearningRateMonitor())
+        given = any(isinstance(callback, ModelCheckpoint) for callback in config.callbacks)
+        if not given and config.enable_checkpointing is not False:
+            monitor, mode = getattr(self.model, "monitor", (None, "min"))
+            own.append(
+                ModelCheckpoint(
+                    monitor=monitor, mode=mode, filename="best", save_last=True, enable_version_counter=False
+                )
+            )
+        return own
+
+    @rank_zero_only
+    def _say(self, text: str) -> None:
+        print(f"vision: {text}", flush=True)
+
+    def before_fit(self) -> None:
+        """Says where the run's files go."""
+        self._say(f"{self.run_name} goes to {self.trainer.log_dir}")
+
+    def after_fit(self) -> None:
+        """Says what came out and where it is."""
+        measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
+        if shown := [f"{name} {value:.4f}" for name, value in measures.items() if name.startswith("val_")]:
+            self._say("at the end: " + ", ".join(shown))
+        checkpoint = self.trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_path", "")
+        if best:
+            score = getattr(checkpoint, "best_model_score", None)
+            monitor = getattr(checkpoint, "monitor", None)
+            chosen = f" ({monitor} {float(score):.4f})" if monitor and score is not None else ""
+            self._say(f"best checkpoint: {best}{chosen}")
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """Runs a verb with its flags.
+    """Carries out a verb with its flags.
 
     Raises:
         InputError: for whatever a user can put right in the flags, the configuration or the data.
     """
-    cli = VisionCLI(
-            args=arguments,
+    # LightningCLI warns when it is given arguments while there are some on the command line.
+    sys.argv[1:] = arguments
+    try:
+        VisionCLI(
+            model_class=pl.LightningModule,
+            datamodule_class=pl.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
         )
+    except ArgumentError as error:
+        raise InputError(explain(str(error))) from error
+    except MisconfigurationException as error:
+        raise InputError(str(error)) from error

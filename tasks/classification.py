@@ -78,6 +78,8 @@ class ImageClassifier(pl.LightningModule):
         distillation_tau: temperature of ``soft``.
         distillation_head: a second head for the teacher's part (EfficientViT); evaluation averages both.
         ema_decay: keep an exponential moving average of the weights, which is then what is validated and used.
+        channels_last: keep images and weights in the channels-last layout, in which convolutions are faster on CPU
+            (about 1.5 times in training EfficientViT) and on GPU with mixed precision.
         agc: clip gradients adaptively (arXiv 2102.06171) to this share of each weight's norm.
         optimizer: its weight decay spares vectors, biases and what the network exempts.
         lr_batch: the optimizer's ``lr`` is meant for this many images a step and is scaled linearly to the run's
@@ -109,6 +111,7 @@ class ImageClassifier(pl.LightningModule):
         distillation_tau: float = 1.0,
         distillation_head: bool = False,
         ema_decay: float | None = None,
+        channels_last: bool = True,
         agc: float | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_batch: int | None = None,
@@ -129,6 +132,7 @@ class ImageClassifier(pl.LightningModule):
         self.teacher_name, self.teacher_checkpoint = teacher, teacher_checkpoint
         self.alpha, self.tau, self.distillation_head = distillation_alpha, distillation_tau, distillation_head
         self.ema_decay, self.agc = ema_decay, agc
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.optimizer, self.lr_batch, self.lr_scheduler = optimizer, lr_batch, lr_scheduler
 
         self.preprocessing = preprocessing_of(backbone)
@@ -160,7 +164,7 @@ class ImageClassifier(pl.LightningModule):
         size = self.preprocessing.size
         self.model = create_classifier(
             self.backbone, self.num_classes, size, self.pretrained, self.checkpoint, self.distillation_head
-        )
+        ).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = ModelEmaV3(self.model, decay=self.ema_decay) if self.ema_decay is not None else None
         self._freeze()
         # In a list, so that the teacher's weights stay out of the checkpoints.
@@ -191,7 +195,8 @@ class ImageClassifier(pl.LightningModule):
         }
         if classes > 5:
             measures["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-        collection = MetricCollection(measures)
+        # Without compute groups: torchmetrics would merge top-1 and top-5 for good when they agree on the first batch.
+        collection = MetricCollection(measures, compute_groups=False)
         self.metrics = nn.ModuleDict({p: collection.clone(prefix=f"{p}_") for p in ("val", "test")})
         self.losses = nn.ModuleDict({p: MeanMetric() for p in ("val", "test")})
         self.confusion = nn.ModuleDict({p: MulticlassConfusionMatrix(classes) for p in ("val", "test")})
@@ -243,6 +248,11 @@ class ImageClassifier(pl.LightningModule):
         """``(B, 3, H, W)`` normalised images to ``(B, classes)`` logits, by the averaged weights if there are."""
         out: Tensor = (self.ema.module if self.ema is not None else self.model)(image)
         return out
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        """Lays the images out as the weights are."""
+        batch["image"] = batch["image"].contiguous(memory_format=self.layout)
+        return batch
 
     def on_fit_start(self) -> None:
         """Moves the teacher to where the training happens."""

@@ -18,9 +18,12 @@ from vision.preprocessing import Preprocessing
 
 
 def log_picture(module: pl.LightningModule, name: str, picture: Picture) -> None:
-    """Writes ``pictures/NAME.png`` in the run's folder, and shows the picture in TensorBoard where that logs."""
+    """Writes ``pictures/NAME.png`` in the run's folder, and shows the picture in TensorBoard where that logs.
+
+    A Trainer without a logger has no run folder, and nothing is written.
+    """
     trainer = module.trainer
-    if trainer.log_dir is not None:
+    if trainer.loggers and trainer.log_dir is not None:
         folder = Path(trainer.log_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{name}.png")

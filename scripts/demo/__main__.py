@@ -1,0 +1,69 @@
+"""Runs the demos of the systems and writes ``report.html`` and ``results.json``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from scripts.arguments import Parser
+from scripts.report import Section, Text, environment, write_report
+from scripts.systems import SYSTEMS
+from vision.errors import InputError, did_you_mean
+
+INTRO = (
+    "Computer vision under a budget of memory, compute and time. This page was made by 'make demo': every system below "
+    "was run on this machine, on real data that comes with the package, by the commands that a user would type."
+)
+
+
+def main() -> int:
+    """The demo's exit status: 0, or 1 where a system's demo failed (the others are still run and reported)."""
+    parser = Parser(prog="python -m scripts.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="SYSTEM", help="systems to leave out")
+    options = parser.parse_args()
+    for name in options.skip:
+        if name not in SYSTEMS:
+            raise InputError(f"--skip: no system '{name}'{did_you_mean(name, SYSTEMS)}; there are {', '.join(SYSTEMS)}")
+    chosen = [system for system in SYSTEMS if system not in options.skip]
+    sections: list[Section] = []
+    results: dict[str, object] = {}
+    failed = []
+    for number, system in enumerate(chosen, start=1):
+        print(f"[{number}/{len(chosen)}] {system}: {SYSTEMS[system]}", flush=True)
+        start = time.perf_counter()
+        try:
+            section, results[system] = importlib.import_module(f"scripts.demo.{system}").run(options.out)
+        except InputError as error:
+            failed.append(system)
+            print(f"vision: error: {error}", file=sys.stderr)
+            section = Section(system, system, "This demo failed.", [Text(str(error))])
+        sections.append(section)
+        print(f"    {time.perf_counter() - start:.0f} s", flush=True)
+    env = environment()
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = options.out / "report.html"
+    write_report(report, "Frugal Vision: demo", INTRO, sections, env)
+    _write_json(options.out / "results.json", {"environment": env, "systems": results})
+    print(f"\nOpen {report} (figures: {options.out / 'results.json'})")
+    return 1 if failed else 0
+
+
+def _write_json(file: Path, content: object) -> None:
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"vision: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""``vision infer``: one module a system, each with ``main(arguments)``."""

@@ -1,0 +1,160 @@
+"""``vision infer efficientvit``: the classes of images."""
+
+from __future__ import annotations
+
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datamodules.decoding import MAX_PIXELS, read_image
+from datamodules.image_folder import Collate, ImageDataset
+from datamodules.listing import Listing
+from datamodules.sampling import EvalSampler
+from datamodules.transforms import eval_transform
+from scripts.arguments import Parser
+from scripts.infer.inputs import image_files, output_folder
+from vision.classifiers import load_classifier
+from vision.errors import InputError
+from vision.pictures import INK, MUTED, Picture, contact_sheet
+
+MOST_PICTURES = 60
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="vision infer efficientvit",
+        description="Classify images: writes predictions.json, predictions.csv and contact_sheet.png.",
+    )
+    parser.add_argument("--input", nargs="+", required=True, metavar="I", help="image files, folders or globs")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="C", help="of 'vision fit', of the official release, or of timm"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--backbone", help="the network of an official or timm file, e.g. efficientvit_m4; our checkpoints say it"
+    )
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default 5)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time (default 32)")
+    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that decode (default 0)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    return parser
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def classify(
+    files: list[str], checkpoint: str, backbone: str | None, top_k: int, batch_size: int, num_workers: int, device: str | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The most likely classes of each image.
+
+    Returns:
+        For every readable image ``{"path", "predictions": [{"class", "probability"}, ...]}``, the most likely class
+        first; and the reason for every unreadable one.
+
+    Raises:
+        InputError: the checkpoint or an argument is unusable.
+    """
+    for name, value in (("--top-k", top_k), ("--batch-size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    place = _device(device)
+    model, record = load_classifier(checkpoint, backbone)
+    model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    listing = Listing(files, [0] * len(files), record.class_names)
+    dataset = ImageDataset(listing, eval_transform(record.preprocessing), MAX_PIXELS, substitute=False)
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EvalSampler(dataset, 1, 0),
+        collate_fn=Collate(record.preprocessing.size),
+        num_workers=num_workers,
+    )
+    results: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
+    # disable=None: no bar where the output is not a terminal.
+    with torch.inference_mode(), tqdm(total=len(files), unit="image", disable=None) as progress:
+        for batch in loader:
+            unreadable.update(batch["unreadable"])
+            progress.update(len(batch["path"]) + len(batch["unreadable"]))
+            if not batch["path"]:
+                continue
+            image = batch["image"].to(place, memory_format=torch.channels_last)
+            top = model(image).float().softmax(dim=1).topk(min(top_k, len(record.class_names)), dim=1)
+            for path, indices, shares in zip(batch["path"], top.indices.tolist(), top.values.tolist(), strict=True):
+                named = [
+                    {"class": record.class_names[i], "probability": round(share, 6)}
+                    for i, share in zip(indices, shares, strict=True)
+                ]
+                results.append({"path": path, "predictions": named})
+    return results, unreadable
+
+
+def sheet(results: list[dict[str, Any]]) -> Picture:
+    """The first images with their two most likely classes; the least sure ones first."""
+    chosen = sorted(results, key=lambda r: r["predictions"][0]["probability"])[:MOST_PICTURES]
+    captions = []
+    for result in chosen:
+        lines = [f"{p['class']} {p['probability']:.0%}" for p in result["predictions"][:2]]
+        captions.append([(Path(result["path"]).name, MUTED), *zip(lines, (INK, MUTED), strict=False)])
+    return contact_sheet([np.asarray(read_image(r["path"])) for r in chosen], captions)
+
+
+def main(arguments: list[str]) -> None:
+    """Classifies the images and writes the results.
+
+    Raises:
+        InputError: for whatever a user can put right; no image could be read.
+    """
+    options = _parser().parse_args(arguments)
+    files = image_files(options.input)
+    folder = output_folder(options.out)
+    results, unreadable = classify(
+        files,
+        options.checkpoint,
+        options.backbone,
+        options.top_k,
+        options.batch_size,
+        options.num_workers,
+        options.device,
+    )
+    if not results:
+        path, reason = next(iter(unreadable.items()))
+        raise InputError(f"none of {len(files)} images could be read; {path}: {reason}")
+    content = {"images": results, "unreadable": [{"path": p, "reason": r} for p, r in unreadable.items()]}
+    try:
+        (folder / "predictions.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            places = range(1, len(results[0]["predictions"]) + 1)
+            writer.writerow(["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")], "error"])
+            for result in results:
+                cells = [cell for p in result["predictions"] for cell in (p["class"], f"{p['probability']:.4f}")]
+                writer.writerow([result["path"], *cells, ""])
+            blank = [""] * 2 * len(places)
+            writer.writerows([path, *blank, reason] for path, reason in unreadable.items())
+        Image.fromarray(sheet(results)).save(folder / "contact_sheet.png")
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    for result in results[:10]:
+        best = result["predictions"][0]
+        print(f"{best['probability']:6.1%}  {best['class']:<20}{result['path']}")
+    if len(results) > 10:
+        print(f"... and {len(results) - 10} more")
+    for path, reason in unreadable.items():
+        print(f"vision: unreadable, left out: {path}: {reason}")
+    print(f"vision: {len(results)} of {len(files)} images, results in {folder}")

@@ -1,0 +1,61 @@
+"""The learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from vision.schedule import WarmupCosine
+
+
+def make(per: Literal["step", "epoch"], peaks: tuple[float, ...] = (1.0,)) -> tuple[torch.optim.SGD, WarmupCosine]:
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    schedule = WarmupCosine(optimizer, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01, per=per)
+    schedule.bind(epochs=10, steps_per_epoch=4)
+    return optimizer, schedule
+
+
+def rates(optimizer: torch.optim.SGD, schedule: WarmupCosine, steps: int, group: int = 0) -> list[float]:
+    """The rates that the next steps run at."""
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[group]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warm_up_and_cosine_by_step() -> None:
+    found = rates(*make("step"), steps=45)
+    assert found[:9] == pytest.approx([0.1 + 0.9 * step / 8 for step in range(8)] + [found[8]])
+    assert found[8] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * 0.2)) / 2)
+    assert found[20] == pytest.approx(0.01 + 0.99 / 2)
+    assert all(earlier > later for earlier, later in zip(found[8:40], found[9:41], strict=True))
+    assert found[40:] == pytest.approx([0.01] * 5)
+
+
+def test_by_epoch_every_step_runs_at_the_rate_of_the_epochs_first() -> None:
+    by_step, by_epoch = rates(*make("step"), steps=40), rates(*make("epoch"), steps=40)
+    assert by_epoch == pytest.approx([by_step[step // 4 * 4] for step in range(40)])
+
+
+def test_every_group_has_its_own_peak() -> None:
+    optimizer, schedule = make("step", peaks=(1.0, 0.5))
+    assert rates(optimizer, schedule, 21, group=1)[20] == pytest.approx(0.01 + 0.49 / 2)
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_resumption_goes_on_as_without_interruption(per: Literal["step", "epoch"]) -> None:
+    whole = rates(*make(per), steps=30)
+    optimizer, schedule = make(per)
+    before = rates(optimizer, schedule, 13)
+    saved = optimizer.state_dict(), schedule.state_dict()
+    optimizer, schedule = make(per)
+    optimizer.load_state_dict(saved[0])
+    schedule.load_state_dict(saved[1])
+    assert before + rates(optimizer, schedule, 17) == pytest.approx(whole)
