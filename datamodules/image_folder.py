@@ -61,7 +61,7 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         unreadable: list[tuple[str, str]] = []
         for offset in range(self.tries):
-            index = (draw.index + offset) % len(self)
+            index = (draw.item + offset) % len(self)
             sample = Sample(self.listing.paths[index], self.listing.targets[index], draw.seed)
             try:
                 pixels = read_image(sample.path, self.max_pixels)
@@ -86,8 +86,9 @@ class Collate:
         self.size, self.mixup = size, mixup
 
     def __call__(self, samples: Sequence[Sample]) -> ImageBatch:
+        """The readable samples as a batch, with what could not be read."""
         read = [sample for sample in samples if sample.image is not None]
-        images = [cast(Tensor, sample.image) for sample in read]
+        images = [cast("Tensor", sample.image) for sample in read]
         image = torch.stack(images) if images else torch.zeros(0, 3, *self.size)
         target = torch.tensor([sample.target for sample in read], dtype=torch.long)
         if self.mixup is not None and read:
@@ -103,13 +104,13 @@ class Collate:
         assert self.mixup is not None
         if len(image) % 2:
             return image, torch.nn.functional.one_hot(target, self.mixup.num_classes).float()
-        before = np.random.get_state()
-        np.random.seed(seed)
+        before = np.random.get_state()  # noqa: NPY002 (timm draws from the global generator)
+        np.random.seed(seed)  # noqa: NPY002
         try:
             mixed: tuple[Tensor, Tensor] = self.mixup(image, target)
             return mixed
         finally:
-            np.random.set_state(before)
+            np.random.set_state(before)  # noqa: NPY002
 
 
 class ImageFolder(pl.LightningDataModule):

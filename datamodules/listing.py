@@ -36,7 +36,9 @@ def find_images(folder: str | Path) -> list[str]:
     found = []
     for base, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(base, f) for f in sorted(files) if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
+        found += [
+            os.path.join(base, f) for f in sorted(files) if f.lower().endswith(SUFFIXES) and not f.startswith(".")
+        ]
     return found
 
 
@@ -103,7 +105,9 @@ def read_image_list(file: Path, class_names: Sequence[str] | None = None) -> Lis
     index = {name: i for i, name in enumerate(classes)}
     for line, _, label in rows:
         if label not in index:
-            raise InputError(f"{file}:{line}: label '{label}' is not a class of the training images{did_you_mean(label, index)}")
+            raise InputError(
+                f"{file}:{line}: label '{label}' is not a class of the training images{did_you_mean(label, index)}"
+            )
     return Listing(
         [os.path.join(file.parent, path) for _, path, _ in rows], [index[label] for _, _, label in rows], classes
     )

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
 class Draw(NamedTuple):
     """One request to a dataset: the item, and the seed of its augmentation."""
 
-    index: int
+    item: int
     seed: int
 
 
@@ -86,14 +86,16 @@ class ResumableLoader(DataLoader[Any]):
     _done = 0
     _resume_at = 0
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
         # A generator of its own: else each epoch would draw the workers' seeds from the model's random numbers.
-        super().__init__(*args, generator=torch.Generator(), **kwargs)
+        options["generator"] = torch.Generator()
+        super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator function: nothing is drawn before the first batch is asked for, since Lightning makes the
         # iterator before it tells the sampler the epoch.
-        assert isinstance(self.sampler, TrainSampler) and self.batch_size is not None
+        assert isinstance(self.sampler, TrainSampler)
+        assert self.batch_size is not None
         self._done, self._resume_at = self._resume_at, 0
         self.sampler.skip(self._done * self.batch_size)
         for batch in super().__iter__():

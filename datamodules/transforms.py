@@ -45,19 +45,22 @@ class AutoAugment(A.ImageOnlyTransform):
         try:
             self._transform = make(policy, {"translate_const": 100, "img_mean": fill})
         except (AssertionError, ValueError, KeyError) as error:
-            raise InputError(f"auto_augment: timm knows no policy '{policy}' (try rand-m9-mstd0.5-inc1 or 3a)") from error
+            raise InputError(
+                f"auto_augment: timm knows no policy '{policy}' (try rand-m9-mstd0.5-inc1 or 3a)"
+            ) from error
 
     def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+        """The image after the policy, uint8 RGB ``(H, W, 3)``."""
         # timm's operations draw from the global generators, so those are lent this image's seed for the moment.
-        before = random.getstate(), np.random.get_state()
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002
         seed = self.py_random.randrange(2**31)
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         try:
             return np.asarray(self._transform(PILImage.fromarray(img)))
         finally:
             random.setstate(before[0])
-            np.random.set_state(before[1])
+            np.random.set_state(before[1])  # noqa: NPY002
 
 
 def eval_transform(preprocessing: Preprocessing) -> A.Compose:

@@ -13,8 +13,9 @@ from vision.errors import did_you_mean
 
 def _subclasses(base: type) -> list[str]:
     """Short names of the house's own classes of a kind."""
-    found = [sub.__name__ for sub in base.__subclasses__() if sub.__module__.split(".")[0] in ("tasks", "datamodules")]
-    return found + [name for sub in base.__subclasses__() for name in _subclasses(sub)]
+    children: list[type] = base.__subclasses__()
+    found = [child.__name__ for child in children if child.__module__.split(".")[0] in ("tasks", "datamodules")]
+    return found + [name for child in children for name in _subclasses(child)]
 
 
 def _arguments_of(class_path: str) -> list[str]:
@@ -27,7 +28,16 @@ def _arguments_of(class_path: str) -> list[str]:
 
 def _flags() -> list[str]:
     trainer = (f"--trainer.{name}" for name in inspect.signature(pl.Trainer).parameters)
-    return [*trainer, "--trainer", "--config", "--model", "--data", "--ckpt_path", "--seed_everything", "--print_config"]
+    return [
+        *trainer,
+        "--trainer",
+        "--config",
+        "--model",
+        "--data",
+        "--ckpt_path",
+        "--seed_everything",
+        "--print_config",
+    ]
 
 
 def explain(message: str) -> str:

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from scripts.systems import SYSTEMS
 from vision import __version__
 from vision.errors import InputError, did_you_mean
-from scripts.systems import SYSTEMS
 
 LIGHTNING_VERBS = {
     "fit": "train, from a configuration: vision fit --config configs/efficientvit/demo.yaml",
@@ -47,7 +47,10 @@ def _infer(arguments: Sequence[str]) -> None:
     """Hands over to ``scripts/infer/<system>.py``."""
     system = arguments[0] if arguments else ""
     if system in ("-h", "--help"):
-        print(f"usage: vision infer SYSTEM ...\n\nsystems: {', '.join(SYSTEMS)}; 'vision infer SYSTEM --help' for its options")
+        print(
+            f"usage: vision infer SYSTEM ...\n\nsystems: {', '.join(SYSTEMS)}\n"
+            "'vision infer SYSTEM --help' has a system's options"
+        )
         return
     if system not in SYSTEMS:
         raise InputError(f"infer: no system '{system}'{did_you_mean(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}")

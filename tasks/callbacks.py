@@ -29,7 +29,7 @@ class PredictionTable(Callback):
             return
         if trainer.log_dir is None:
             raise InputError("predict: there is no run folder for predictions.csv; leave trainer.logger on")
-        names = cast(Any, pl_module).class_names
+        names = cast("Any", pl_module).class_names
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         file = Path(trainer.log_dir) / f"predictions{suffix}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         # torch.save turns what the disk says into errors of its own classes.
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
@@ -57,7 +57,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
         checkpoint = read_checkpoint(path)
         state = checkpoint.get("state_dict")
         if not isinstance(state, dict):
-            raise InputError(f"{path}: not a training checkpoint (no state_dict); start from its weights with model.checkpoint")
+            raise InputError(
+                f"{path}: not a training checkpoint (no state_dict); start from its weights with model.checkpoint"
+            )
         check_finite(state, str(path))
         return checkpoint
 

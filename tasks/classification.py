@@ -54,6 +54,43 @@ class ClassPrediction(TypedDict):
     probabilities: Tensor
 
 
+class Measures(nn.Module):
+    """What is measured of one pass over a data set, reduced over all processes.
+
+    Args:
+        num_classes: top-5 accuracy is added from six classes on.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        classes = max(num_classes, 2)
+        shares: dict[str, Metric | MetricCollection] = {
+            "top1": MulticlassAccuracy(classes, average="micro"),
+            "f1_macro": MulticlassF1Score(classes, average="macro"),
+            "calibration_error": MulticlassCalibrationError(classes, n_bins=15),
+        }
+        if classes > 5:
+            shares["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+        # Without compute groups: torchmetrics would merge top-1 and top-5 for good when they agree on the first batch.
+        self.shares = MetricCollection(shares, compute_groups=False)
+        self.loss = MeanMetric()
+        self.confusion = MulticlassConfusionMatrix(classes)
+
+    def update(self, logits: Tensor, target: Tensor, losses: Tensor) -> None:
+        """Adds a batch: ``(B, classes)`` logits, ``(B,)`` class indices and losses."""
+        self.shares.update(logits, target)
+        self.loss.update(losses)
+        self.confusion.update(logits, target)
+
+    def finish(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The measures by name, and the confusion matrix ``(classes, classes)``, rows the truth; starts anew."""
+        measured = {"loss": self.loss.compute(), **self.shares.compute()}
+        matrix: Tensor = self.confusion.compute()
+        for metric in (self.shares, self.loss, self.confusion):
+            metric.reset()
+        return measured, matrix
+
+
 class ImageClassifier(pl.LightningModule):
     """One class an image: our networks or any of timm's, from scratch, fine-tuned, or taught by a teacher.
 
@@ -126,7 +163,12 @@ class ImageClassifier(pl.LightningModule):
             raise InputError(f"ema_decay must be in (0, 1), got {ema_decay}")
         if (distillation == "none") != (teacher is None):
             raise InputError("distillation and teacher belong together: give both or neither")
-        self.backbone, self.num_classes, self.pretrained, self.checkpoint = backbone, num_classes, pretrained, checkpoint
+        self.backbone, self.num_classes, self.pretrained, self.checkpoint = (
+            backbone,
+            num_classes,
+            pretrained,
+            checkpoint,
+        )
         self.freeze_prefixes, self.freeze_norm = list(freeze), freeze_norm
         self.label_smoothing, self.distillation = label_smoothing, distillation
         self.teacher_name, self.teacher_checkpoint = teacher, teacher_checkpoint
@@ -164,7 +206,7 @@ class ImageClassifier(pl.LightningModule):
         size = self.preprocessing.size
         self.model = create_classifier(
             self.backbone, self.num_classes, size, self.pretrained, self.checkpoint, self.distillation_head
-        ).to(memory_format=self.layout)  # type: ignore[call-overload]
+        ).to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=self.ema_decay) if self.ema_decay is not None else None
         self._freeze()
         # In a list, so that the teacher's weights stay out of the checkpoints.
@@ -175,7 +217,7 @@ class ImageClassifier(pl.LightningModule):
                 classes = len(record.class_names)
             else:
                 teacher = create_classifier(self.teacher_name, self.num_classes, size, pretrained=True).eval()
-                classes = int(cast(int, teacher.num_classes))
+                classes = int(cast("int", teacher.num_classes))
             if classes != self.num_classes:
                 raise InputError(f"the teacher knows {classes} classes, the data has {self.num_classes}")
             self._teacher.append(teacher.requires_grad_(False))
@@ -187,19 +229,7 @@ class ImageClassifier(pl.LightningModule):
     def configure_metrics(self) -> None:
         """The measures of a validation or test pass, reduced over all processes."""
         assert self.num_classes is not None
-        classes = max(self.num_classes, 2)
-        measures: dict[str, Metric | MetricCollection] = {
-            "top1": MulticlassAccuracy(classes, average="micro"),
-            "f1_macro": MulticlassF1Score(classes, average="macro"),
-            "calibration_error": MulticlassCalibrationError(classes, n_bins=15),
-        }
-        if classes > 5:
-            measures["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-        # Without compute groups: torchmetrics would merge top-1 and top-5 for good when they agree on the first batch.
-        collection = MetricCollection(measures, compute_groups=False)
-        self.metrics = nn.ModuleDict({p: collection.clone(prefix=f"{p}_") for p in ("val", "test")})
-        self.losses = nn.ModuleDict({p: MeanMetric() for p in ("val", "test")})
-        self.confusion = nn.ModuleDict({p: MulticlassConfusionMatrix(classes) for p in ("val", "test")})
+        self.measures = nn.ModuleDict({part: Measures(self.num_classes) for part in ("val", "test")})
         self.mistakes = MistakeBoard()
 
     def _data(self) -> Any:
@@ -224,7 +254,9 @@ class ImageClassifier(pl.LightningModule):
             matched = {name for name in names if name == prefix or name.startswith(prefix + ".")}
             if not matched:
                 known = {name.rsplit(".", depth)[0] for name in names for depth in range(4)}
-                raise InputError(f"freeze: no parameter of {self.backbone} begins with '{prefix}'{did_you_mean(prefix, known)}")
+                raise InputError(
+                    f"freeze: no parameter of {self.backbone} begins with '{prefix}'{did_you_mean(prefix, known)}"
+                )
             frozen |= matched
         if frozen.issuperset(names):
             raise InputError("freeze: nothing is left to train")
@@ -283,7 +315,7 @@ class ImageClassifier(pl.LightningModule):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
+        gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Adaptive clipping where asked for, else the Trainer's."""
@@ -294,7 +326,7 @@ class ImageClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Two groups of parameters, with and without weight decay, and the schedule."""
-        exempt = getattr(self.model, "no_weight_decay", set)()
+        exempt: set[str] = getattr(self.model, "no_weight_decay", set)()
         spared, decayed = param_groups_weight_decay(self.model, no_weight_decay_list=exempt)
         del decayed["weight_decay"]  # the optimizer's own
         groups = [group for group in (decayed, spared) if group["params"]]
@@ -324,9 +356,7 @@ class ImageClassifier(pl.LightningModule):
             return
         logits = self(image)
         losses = F.cross_entropy(logits, target, reduction="none")
-        self.losses[part].update(losses)
-        self.metrics[part].update(logits, target)
-        self.confusion[part].update(logits, target)
+        cast("Measures", self.measures[part]).update(logits, target, losses)
         if part == "test":
             probabilities = logits.softmax(dim=1)
             for i in torch.nonzero(logits.argmax(dim=1) != target).flatten().tolist():
@@ -354,18 +384,16 @@ class ImageClassifier(pl.LightningModule):
         worst = self.mistakes.worst(self.trainer.world_size)
         if worst and self.trainer.is_global_zero:
             images = [picture for _, picture in self.mistakes.pictures(worst, self.preprocessing)]
-            log_picture(self, "test_worst_mistakes", contact_sheet(images, [m.caption(self.class_names) for m, _ in worst]))
+            log_picture(
+                self, "test_worst_mistakes", contact_sheet(images, [m.caption(self.class_names) for m, _ in worst])
+            )
 
     def _finish(self, part: str) -> None:
-        measures = {f"{part}_loss": self.losses[part].compute(), **self.metrics[part].compute()}
-        self.losses[part].reset()
-        self.metrics[part].reset()
-        for name, value in measures.items():
-            self.log(name, value, prog_bar=name.endswith("top1"), sync_dist=True)
-        matrix = self.confusion[part].compute().cpu().numpy()
-        self.confusion[part].reset()
+        measured, matrix = cast("Measures", self.measures[part]).finish()
+        for name, value in measured.items():
+            self.log(f"{part}_{name}", value, prog_bar=name == "top1", sync_dist=True)
         if not self.trainer.sanity_checking and self.trainer.is_global_zero:
-            log_picture(self, f"{part}_confusion", render(confusion_figure(matrix, self.class_names)))
+            log_picture(self, f"{part}_confusion", render(confusion_figure(matrix.cpu().numpy(), self.class_names)))
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> ClassPrediction:
         """The most likely classes of each image."""
@@ -390,7 +418,9 @@ class ImageClassifier(pl.LightningModule):
             InputError: they are not, or the checkpoint is none of this task.
         """
         if RECORD not in checkpoint:
-            raise InputError("the checkpoint is not one of ImageClassifier; start from its weights with model.checkpoint")
+            raise InputError(
+                "the checkpoint is not one of ImageClassifier; start from its weights with model.checkpoint"
+            )
         record = ClassifierRecord.from_dict(checkpoint[RECORD])
         if not self.built:
             self.num_classes, self.class_names = len(record.class_names), record.class_names

@@ -51,7 +51,9 @@ def _timm_name(backbone: str) -> str:
     name = backbone.removeprefix("timm:")
     if not name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(name):
         known = [*OWN, *timm.list_models()]
-        raise InputError(f"no network called '{backbone}'{did_you_mean(backbone, known)}; timm.list_models() has them all")
+        raise InputError(
+            f"no network called '{backbone}'{did_you_mean(backbone, known)}; timm.list_models() has them all"
+        )
     return name
 
 
@@ -94,7 +96,7 @@ def create_classifier(
     if pretrained and checkpoint is not None:
         raise InputError("give either pretrained or checkpoint, not both")
     if backbone in OWN:
-        settings = {"img_size": image_size or (224, 224)}
+        settings: dict[str, Any] = {"img_size": image_size or (224, 224)}
         module = importlib.import_module(OWN[backbone])
         model: nn.Module = module.build(backbone, num_classes=num_classes, distillation=distillation, **settings)
         if pretrained:
@@ -105,13 +107,15 @@ def create_classifier(
             _load_any_head(model, state, str(checkpoint))
         return model
     if distillation:
-        raise InputError(f"'{backbone}' has no distillation head; leave distillation to the one head, or use {', '.join(OWN)}")
+        raise InputError(
+            f"'{backbone}' has no distillation head; leave distillation to the one head, or use {', '.join(OWN)}"
+        )
     name = _timm_name(backbone)
-    settings = {"num_classes": num_classes, "pretrained": pretrained}
+    options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
-        settings["img_size"] = image_size  # type: ignore[assignment]
-    model = _timm_create(name, **settings)
+        options["img_size"] = image_size
+    model = _timm_create(name, **options)
     if checkpoint is not None:
         _load_any_head(model, weights_of(checkpoint), str(checkpoint))
     return model
@@ -120,7 +124,6 @@ def create_classifier(
 def _timm_create(name: str, **settings: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, **settings)
-        return model
     except (OSError, RuntimeError) as error:
         # The hub's client tells of its troubles in many classes of error, most of them OSError or RuntimeError.
         if not settings.get("pretrained"):
@@ -129,6 +132,7 @@ def _timm_create(name: str, **settings: Any) -> nn.Module:
         raise InputError(
             f"the pretrained weights of '{name}' cannot be had ({reason}); give a file with checkpoint instead"
         ) from error
+    return model
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -155,8 +159,10 @@ def _load_any_head(model: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def weights_of(source: str | Path | Mapping[str, Any]) -> StateDict:
-    """The network's tensors of a file (or of its content): of a training checkpoint of ours the averaged ones
-    where it has them, else the trained ones."""
+    """The network's tensors of a file, or of its content.
+
+    Of a training checkpoint of ours these are the averaged weights where it has them, else the trained ones.
+    """
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     state = as_state_dict(content, "checkpoint" if isinstance(source, Mapping) else str(source))
     for prefix in ("ema.module.", "model."):
@@ -166,9 +172,7 @@ def weights_of(source: str | Path | Mapping[str, Any]) -> StateDict:
     return state
 
 
-def load_classifier(
-    checkpoint: str | Path, backbone: str | None = None
-) -> tuple[nn.Module, ClassifierRecord]:
+def load_classifier(checkpoint: str | Path, backbone: str | None = None) -> tuple[nn.Module, ClassifierRecord]:
     """A trained classifier from a file, in evaluation mode.
 
     Args:
@@ -192,7 +196,7 @@ def load_classifier(
         raise InputError(f"{checkpoint}: does not say which network it belongs to; name it with --backbone")
     if backbone in OWN:
         model = importlib.import_module(OWN[backbone]).load_official(state)
-        classes = int(model.num_classes)  # type: ignore[arg-type]
+        classes = int(model.num_classes)
     else:
         name = _timm_name(backbone)
         heads = head_names(timm.create_model(name))

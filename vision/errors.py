@@ -14,18 +14,6 @@ class InputError(ValueError):
     """
 
 
-class MissingExtra(InputError):
-    """An optional part of the package is not installed.
-
-    Args:
-        feature: what the user asked for, as they would name it.
-        extra: the extra of this distribution that brings it.
-    """
-
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional part: pip install 'frugal-vision[{extra}]'")
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the closest known word, or the empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -18,8 +18,8 @@ MOST_LABELLED = 40  # classes up to which a confusion matrix carries names
 def render(figure: Figure) -> Picture:
     """The pixels of a matplotlib figure."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Figure:

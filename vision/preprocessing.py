@@ -49,10 +49,10 @@ class Preprocessing:
         if interpolation not in ("bicubic", "bilinear", "nearest"):
             interpolation = "bicubic"
         return cls(
-            size=cast(tuple[int, int], tuple(cfg.get("input_size", (3, 224, 224))[-2:])),
-            mean=cast(tuple[float, float, float], tuple(cfg.get("mean") or IMAGENET_MEAN)),
-            std=cast(tuple[float, float, float], tuple(cfg.get("std") or IMAGENET_STD)),
-            interpolation=cast(Interpolation, interpolation),
+            size=cast("tuple[int, int]", tuple(cfg.get("input_size", (3, 224, 224))[-2:])),
+            mean=cast("tuple[float, float, float]", tuple(cfg.get("mean") or IMAGENET_MEAN)),
+            std=cast("tuple[float, float, float]", tuple(cfg.get("std") or IMAGENET_STD)),
+            interpolation=cast("Interpolation", interpolation),
             crop_pct=float(cfg.get("crop_pct") or 0.875),
         )
 
@@ -63,4 +63,5 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The inverse of :meth:`as_dict`; lists are accepted where JSON has made them of tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -56,7 +55,7 @@ def main() -> int:
 def _write_json(file: Path, content: object) -> None:
     temporary = file.with_suffix(".part")
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, file)
+    temporary.replace(file)
 
 
 if __name__ == "__main__":

@@ -114,8 +114,8 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
         ),
         Text(
             "Two tasks, each trained from random weights. Photographs: ten colour photographs, cut into parts of "
-            "112 x 112 pixels; the network says which photograph a part comes from. The parts that it is tested on lie in "
-            f"{cells} cells of 128 x 128 pixels that no training part comes within 8 pixels of. Parts of one cell "
+            "112 x 112 pixels; the network says which photograph a part comes from. The parts that it is tested on lie "
+            f"in {cells} cells of 128 x 128 pixels that no training part comes within 8 pixels of. Parts of one cell "
             "overlap, so the 400 test parts are worth about as much as their cells. Digits: scikit-learn's 1797 "
             "handwritten digits, three quarters to train on, the rest to test on."
         ),
@@ -163,7 +163,7 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
                 f"confusion matrix of the {data} test images",
             ),
             Picture(
-                f"{data.capitalize()}: some unseen pictures and the network's two most likely answers, the least sure first",
+                f"{data.capitalize()}: unseen pictures and the network's two most likely answers, the least sure first",
                 task["infer"] / "contact_sheet.png",
                 f"contact sheet of {SHOWN} predictions",
             ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import csv
 import json
 from pathlib import Path
@@ -58,7 +57,13 @@ def _device(name: str | None) -> torch.device:
 
 
 def classify(
-    files: list[str], checkpoint: str, backbone: str | None, top_k: int, batch_size: int, num_workers: int, device: str | None
+    files: list[str],
+    checkpoint: str,
+    backbone: str | None,
+    top_k: int,
+    batch_size: int,
+    num_workers: int,
+    device: str | None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The most likely classes of each image.
 

@@ -22,7 +22,7 @@ def image_files(inputs: Sequence[str]) -> list[str]:
     """
     files: list[str] = []
     for given in inputs:
-        matches = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
+        matches = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
             raise InputError(f"--input: no such file, folder or pattern: {given}")
         for match in matches:

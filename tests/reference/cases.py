@@ -78,8 +78,9 @@ def load_case(system: str, name: str) -> Case:
 
 def assert_close(what: str, result: Any, expected: Any, tolerance: float = 1e-5) -> None:
     """Equal shapes, and a difference of at most ``tolerance`` times the largest expected magnitude."""
-    found = np.asarray(result.detach().cpu() if isinstance(result, Tensor) else result)
-    expected = np.asarray(expected)
+    found, expected = (
+        np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value) for value in (result, expected)
+    )
     assert found.shape == expected.shape, f"{what} has shape {found.shape}, expected {expected.shape}"
     if np.issubdtype(expected.dtype, np.integer):
         assert np.array_equal(found, expected), f"{what} differs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -35,7 +36,7 @@ def test_warm_up_and_cosine_by_step() -> None:
     assert found[:9] == pytest.approx([0.1 + 0.9 * step / 8 for step in range(8)] + [found[8]])
     assert found[8] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * 0.2)) / 2)
     assert found[20] == pytest.approx(0.01 + 0.99 / 2)
-    assert all(earlier > later for earlier, later in zip(found[8:40], found[9:41], strict=True))
+    assert all(earlier > later for earlier, later in pairwise(found[8:41]))
     assert found[40:] == pytest.approx([0.01] * 5)
 
 

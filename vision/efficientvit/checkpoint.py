@@ -52,20 +52,25 @@ def to_official(state: Mapping[str, Tensor]) -> StateDict:
         if key.endswith(".attention_biases"):
             side = math.isqrt(value.shape[1])
             if side * side != value.shape[1]:
-                raise InputError(f"{key}: the official code knows square windows only, this one has {value.shape[1]} entries")
+                raise InputError(
+                    f"{key}: the official code knows square windows only, this one has {value.shape[1]} entries"
+                )
             official[key.removesuffix(".attention_biases") + INDEX] = relative_index(side, side).clone()
     return official
 
 
 def from_timm(state: Mapping[str, Tensor]) -> StateDict:
-    """timm's names to the official ones (ours); keys of neither are left for the strict loading to name."""
+    """Timm's names to the official ones (ours); keys of neither are left for the strict loading to name."""
     renamed: StateDict = {}
     for key, value in state.items():
-        new = re.sub(r"\bconv([1-4])\b", lambda m: str(2 * int(m[1]) - 2), key) if key.startswith("patch_embed.") else key
+        new = (
+            re.sub(r"\bconv([1-4])\b", lambda m: str(2 * int(m[1]) - 2), key) if key.startswith("patch_embed.") else key
+        )
         new = re.sub(r"^stages\.0\.blocks\.(\d+)", r"blocks1.\1", new)
         new = re.sub(r"^stages\.([12])\.blocks\.(\d+)", lambda m: f"blocks{int(m[1]) + 1}.{int(m[2]) + 3}", new)
         for index, name in enumerate(("res1", "patchmerge", "res2")):
-            new = re.sub(rf"^stages\.([12])\.downsample\.{name}\b", lambda m, i=index: f"blocks{int(m[1]) + 1}.{i}", new)
+            new = re.sub(rf"^stages\.1\.downsample\.{name}\b", f"blocks2.{index}", new)
+            new = re.sub(rf"^stages\.2\.downsample\.{name}\b", f"blocks3.{index}", new)
         renamed[re.sub(r"\.linear\b", ".l", re.sub(r"\.conv\b", ".c", new))] = value
     return renamed
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,13 @@ STRIDE = 16  # of the patch embedding; stages 2 and 3 halve the map again
 
 
 # ---------------------------------------------------------------------------------------------- small modules
+def _affine(bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch normalisation does in evaluation, in float64: ``x * scale + shift`` by channel."""
+    mean, var = cast("Tensor", bn.running_mean).double(), cast("Tensor", bn.running_var).double()
+    scale = bn.weight.double() / (var + bn.eps).sqrt()
+    return scale, bn.bias.double() - mean * scale
+
+
 class ConvBN(nn.Module):
     """Convolution without bias, then batch normalisation (official name ``Conv2d_BN``).
 
@@ -48,6 +55,7 @@ class ConvBN(nn.Module):
         nn.init.constant_(self.bn.weight, bn_weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_channels, H, W)`` to ``(B, out_channels, H', W')``."""
         out: Tensor = self.bn(self.c(x))
         return out
 
@@ -57,18 +65,18 @@ class ConvBN(nn.Module):
 
         The product is formed in float64 and then cast, so that folding costs no accuracy.
         """
-        scale = self.bn.weight.double() / (self.bn.running_var.double() + self.bn.eps).sqrt()
+        scale, shift = _affine(self.bn)
+        c = self.c
         fused = nn.Conv2d(
-            self.c.in_channels,
-            self.c.out_channels,
-            self.c.kernel_size,  # type: ignore[arg-type]
-            self.c.stride,  # type: ignore[arg-type]
-            self.c.padding,  # type: ignore[arg-type]
-            groups=self.c.groups,
-        ).to(self.c.weight)
-        fused.weight.copy_(self.c.weight.double() * scale[:, None, None, None])
-        assert fused.bias is not None
-        fused.bias.copy_(self.bn.bias.double() - self.bn.running_mean.double() * scale)
+            c.in_channels,
+            c.out_channels,
+            c.kernel_size,  # type: ignore[arg-type]
+            c.stride,  # type: ignore[arg-type]
+            c.padding,  # type: ignore[arg-type]
+            groups=c.groups,
+        ).to(c.weight)
+        fused.weight.copy_(c.weight.double() * scale[:, None, None, None])
+        fused.bias.copy_(shift)  # type: ignore[union-attr]
         return fused
 
 
@@ -80,6 +88,7 @@ class Residual(nn.Module):
         self.m = m
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shape kept."""
         out: Tensor = x + self.m(x)
         return out
 
@@ -94,6 +103,7 @@ class FFN(nn.Module):
         self.pw2 = ConvBN(2 * dim, dim, bn_weight=0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, dim, H, W)``, shape kept."""
         out: Tensor = self.pw2(self.act(self.pw1(x)))
         return out
 
@@ -109,14 +119,14 @@ class BNLinear(nn.Module):
         nn.init.zeros_(self.l.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_features)`` to ``(B, out_features)``."""
         out: Tensor = self.l(self.bn(x))
         return out
 
     @torch.no_grad()
     def fuse(self) -> nn.Linear:
         """The same map as one linear layer; the source is left as it is."""
-        scale = self.bn.weight.double() / (self.bn.running_var.double() + self.bn.eps).sqrt()
-        shift = self.bn.bias.double() - self.bn.running_mean.double() * scale
+        scale, shift = _affine(self.bn)
         fused = nn.Linear(self.l.in_features, self.l.out_features).to(self.l.weight)
         fused.weight.copy_(self.l.weight.double() * scale)
         fused.bias.copy_(self.l.bias.double() + self.l.weight.double() @ shift)
@@ -135,6 +145,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvBN(hidden, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, dim, H, W)`` to ``(B, out_dim, ceil(H/2), ceil(W/2))``."""
         out: Tensor = self.conv3(self.se(F.relu(self.conv2(F.relu(self.conv1(x))))))
         return out
 
@@ -183,9 +194,7 @@ class CascadedGroupAttention(nn.Module):
         kernels: size of each head's depthwise convolution on the queries; spare entries are ignored.
     """
 
-    def __init__(
-        self, dim: int, key_dim: int, num_heads: int, grid: tuple[int, int], kernels: Sequence[int]
-    ) -> None:
+    def __init__(self, dim: int, key_dim: int, num_heads: int, grid: tuple[int, int], kernels: Sequence[int]) -> None:
         super().__init__()
         if dim % num_heads:
             raise InputError(f"num_heads must divide the width: {num_heads} heads of {dim} channels")
@@ -207,7 +216,7 @@ class CascadedGroupAttention(nn.Module):
         Computed from the parameter at each call, so that loading weights or changing the precision can never
         leave an old one behind. For a window of another shape than the table's the table is interpolated.
         """
-        table = self.attention_biases
+        table: Tensor = self.attention_biases
         if (height, width) != self.grid:
             table = resize_bias(table, self.grid, (height, width))
         return table[:, relative_index(height, width).to(table.device)]
@@ -291,6 +300,7 @@ class EfficientViTBlock(nn.Module):
         self.ffn1 = Residual(FFN(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, dim, H, W)``, shape kept."""
         out: Tensor = self.ffn1(self.dw1(self.mixer(self.ffn0(self.dw0(x)))))
         return out
 
@@ -389,7 +399,9 @@ class EfficientViT(nn.Module):
             if len(values) != 3:
                 raise InputError(f"{name} needs one entry for each of the three stages, got {list(values)}")
         if embed_dim[0] % 8:
-            raise InputError(f"embed_dim[0] must be a multiple of 8 (the stem starts with an eighth), got {embed_dim[0]}")
+            raise InputError(
+                f"embed_dim[0] must be a multiple of 8 (the stem starts with an eighth), got {embed_dim[0]}"
+            )
         _warn_of_padding(size, window_size)
 
         self.img_size = size
@@ -495,7 +507,9 @@ def variant_config(name: str) -> dict[str, Any]:
         InputError: there is no variant of that name.
     """
     if name not in VARIANTS:
-        raise InputError(f"no EfficientViT variant '{name}'{did_you_mean(name, VARIANTS)}; there are {', '.join(VARIANTS)}")
+        raise InputError(
+            f"no EfficientViT variant '{name}'{did_you_mean(name, VARIANTS)}; there are {', '.join(VARIANTS)}"
+        )
     return VARIANTS[name]
 
 

@@ -10,9 +10,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.reference.cases import fill_state, normal
+from tests.reference.cases import assert_close, normal
+from tests.vision.efficientvit.weights import lively
 from vision.efficientvit import VARIANTS, EfficientViT, build, to_official, to_timm, variant_config
 from vision.efficientvit.model import (
     CascadedGroupAttention,
@@ -34,15 +35,13 @@ TINY: dict[str, Any] = {
 padding_wanted = pytest.mark.filterwarnings("ignore:EfficientViT at:UserWarning")
 
 
-def filled(network: nn.Module, std: float = 0.05) -> nn.Module:
-    """The network with weights that leave no part of it without effect, in evaluation mode."""
-    network.load_state_dict(fill_state({key: value.shape for key, value in network.state_dict().items()}, std))
+def filled(network: Any) -> Any:
+    network.load_state_dict(lively(network))
     return network.eval()
 
 
 def tiny(**settings: Any) -> EfficientViT:
-    network = filled(EfficientViT(**{**TINY, **settings}))
-    assert isinstance(network, EfficientViT)
+    network: EfficientViT = filled(EfficientViT(**{**TINY, **settings}))
     return network
 
 
@@ -88,9 +87,7 @@ def test_same_logits_as_timm(variant: str, size: int) -> None:
     theirs = timm.create_model(variant, img_size=size).eval()
     theirs.load_state_dict(to_timm(ours.state_dict()))
     x = normal((1, 3, size, size))
-    expected = theirs(x)
-    assert expected.std() > 0.01
-    assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert_close("logits", ours(x), theirs(x))
 
 
 def test_unknown_variant_is_answered_with_a_suggestion() -> None:
@@ -113,7 +110,7 @@ def test_windows_are_attended_one_by_one(size: tuple[int, int]) -> None:
         for left in range(0, padded.shape[3], width):
             window = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
             expected[window] = module.attn(padded[window])
-    torch.testing.assert_close(module(x), expected[:, :, : size[0], : size[1]], rtol=1e-5, atol=1e-6)
+    assert_close("map", module(x), expected[:, :, : size[0], : size[1]])
 
 
 @torch.no_grad()
@@ -160,8 +157,7 @@ def test_sizes_with_the_same_windows_need_no_other_tables(size: tuple[int, int])
     theirs = timm.create_model("efficientvit_m0").eval()
     theirs.load_state_dict(to_timm(ours.state_dict()))
     x = normal((1, 3, *size))
-    expected = theirs(x)
-    assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert_close("logits", ours(x), theirs(x))
 
 
 @padding_wanted
@@ -169,13 +165,10 @@ def test_sizes_with_the_same_windows_need_no_other_tables(size: tuple[int, int])
 @torch.no_grad()
 def test_other_size_is_as_if_built_for_it_with_interpolated_tables(size: tuple[int, int]) -> None:
     network = tiny()
-    for name, parameter in network.named_parameters():
-        if name.endswith("attention_biases"):
-            parameter.mul_(40)  # so that tables matter
     built_for_it = EfficientViT(**{**TINY, "img_size": size}).eval()
     built_for_it.load_state_dict(resized_tables(network, built_for_it))
     x = normal((2, 3, *size))
-    torch.testing.assert_close(network(x), built_for_it(x), rtol=1e-5, atol=1e-6)
+    assert_close("logits", network(x), built_for_it(x))
 
 
 @torch.no_grad()
@@ -184,7 +177,7 @@ def test_constant_tables_stay_constant_at_any_window() -> None:
     torch.testing.assert_close(resize_bias(table, (4, 4), (7, 3)), torch.full((2, 21), 0.7))
 
 
-@pytest.mark.parametrize(("size", "share"), [(200, "1.16"), (256, "1.72")])
+@pytest.mark.parametrize(("size", "share"), [(200, "1.16"), (256, "3.06")])
 def test_padding_is_warned_of_with_the_nearest_clean_sizes(size: int, share: str) -> None:
     with pytest.warns(UserWarning, match=rf"at {size}x{size} pads.* {share} times the work.*: .*\b224\b"):
         EfficientViT(**{**TINY, "img_size": size})
@@ -226,7 +219,7 @@ def test_two_heads_give_a_pair_in_training_and_their_mean_in_evaluation() -> Non
         single.load_state_dict(kept)
         logits.append(single(x))
     assert (logits[0] - logits[1]).abs().max() > 0.1
-    torch.testing.assert_close(network(x), (logits[0] + logits[1]) / 2)
+    assert_close("mean of the heads", network(x), (logits[0] + logits[1]) / 2)
 
     pair = network.train()(x)
     assert isinstance(pair, tuple)
@@ -243,12 +236,12 @@ def test_heads_can_be_replaced_or_left_out() -> None:
     x = normal((2, 3, 64, 64))
     features = tiny(num_classes=0)(x)
     assert features.shape == (2, 48)
-    torch.testing.assert_close(network.forward_head(network.forward_features(x), pre_logits=True), features)
+    assert_close("features", network.forward_head(network.forward_features(x), pre_logits=True), features)
     network.double().reset_classifier(9)
     assert network(x.double()).shape == (2, 9)
     assert network.get_classifier().out_features == 9
     network.reset_classifier(0)
-    torch.testing.assert_close(network(x.double()).float(), features)
+    assert_close("features", network(x.double()), features)
 
 
 def test_only_bias_tables_are_spared_weight_decay_by_name() -> None:
@@ -263,17 +256,17 @@ def test_weights_loaded_after_a_forward_pass_in_evaluation_take_effect() -> None
     network, x = tiny(), normal((2, 3, 224, 224))
     before = network(x)
     state = network.state_dict()
-    new = {key: normal(v.shape, 5) * 3 if key.endswith("attention_biases") else v for key, v in state.items()}
+    new = {key: normal(v.shape, 5) if key.endswith("attention_biases") else v for key, v in state.items()}
     network.load_state_dict(new)
     fresh = EfficientViT(**TINY)
     fresh.load_state_dict(new)
     after = network(x)
-    assert (after - before).abs().max() > 1e-3
+    assert (after - before).abs().max() > 0.01 * before.abs().max()
     assert torch.equal(after, fresh.eval()(x))
 
 
 @pytest.mark.parametrize("size", [224, 96])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)])
 @torch.no_grad()
 def test_precision_can_change_after_a_forward_pass_in_evaluation(
     dtype: torch.dtype, tolerance: float, size: int
@@ -282,7 +275,7 @@ def test_precision_can_change_after_a_forward_pass_in_evaluation(
     expected = network(x)
     logits = network.to(dtype)(x.to(dtype))
     assert logits.dtype == dtype
-    assert (logits.float() - expected).abs().max() <= tolerance * expected.abs().max()
+    assert_close("logits", logits.double(), expected, tolerance)
 
 
 @padding_wanted
