@@ -203,6 +203,8 @@ class ImageFolder(pl.LightningDataModule):
         self.max_unreadable, self.max_pixels = max_unreadable, max_pixels
         self.splits: dict[str, Listing] = {}
         self.unreadable: dict[str, str] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._resumed: dict[str, Any] = {"batches": 0}
         self.preprocessing = Preprocessing()
 
     # ------------------------------------------------------------------------------------------------- listing
@@ -276,13 +278,27 @@ class ImageFolder(pl.LightningDataModule):
         mixing = None
         if self.mixup or self.cutmix:
             mixing = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=len(self.class_names))
-        return ResumableLoader(
+        self._train_loader = ResumableLoader(
             dataset,
             sampler=sampler,
             collate_fn=Collate(self.preprocessing.size, mixing),
             drop_last=len(sampler) >= self.batch_size,
             **self._loader_options(),
         )
+        self._train_loader.load_state_dict(self._resumed)
+        return self._train_loader
+
+    # Lightning keeps the state of loaders too, but does not give it back where an optimizer's schedule asked for the
+    # number of steps beforehand; a data module's state always comes back.
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch the training is."""
+        return self._train_loader.state_dict() if self._train_loader is not None else dict(self._resumed)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The training goes on at the batch at which it was."""
+        self._resumed = state_dict
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict)
 
     def _eval_dataloader(self, name: str) -> DataLoader[Any]:
         dataset = self._dataset(name)

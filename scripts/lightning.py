@@ -23,6 +23,8 @@ from tasks.callbacks import PredictionTable
 from tasks.checkpointing import RandomState, SafeCheckpointIO
 from vision.errors import InputError
 
+EXTRAS = {"tensorboard": "tensorboard"}  # optional packages, and the extra of this distribution that brings each
+
 
 class VisionCLI(LightningCLI):
     """LightningCLI with the house's run folder and checkpoints, and silent where nobody watches."""
@@ -120,5 +122,10 @@ def run_lightning(arguments: list[str]) -> None:
         )
     except ArgumentError as error:
         raise InputError(explain(str(error))) from error
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).split(".")[0].strip("`'\"")
+        if package not in EXTRAS:
+            raise
+        raise InputError(f"{package} is not installed: pip install 'frugal-vision[{EXTRAS[package]}]'") from error
     except MisconfigurationException as error:
         raise InputError(str(error)) from error

@@ -9,8 +9,10 @@ import warnings
 
 def quieten() -> None:
     """Sets the levels; imports none of the libraries."""
-    for name in ("pytorch_lightning", "lightning_fabric", "torch.distributed", "timm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # A filter, since Lightning sets the level of its loggers when it is imported.
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for part in ("", ".utilities.rank_zero", ".utilities.seed", ".utilities.distributed"):
+            logging.getLogger(name + part).addFilter(lambda record: record.levelno >= logging.WARNING)
     os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on workers and the like
     for module in ("torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "albumentations", "timm"):
         warnings.filterwarnings("ignore", module=rf"{module}\..*")

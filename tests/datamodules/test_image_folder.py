@@ -1,0 +1,223 @@
+"""Class folders and lists, splits, mixing, preprocessing, and files that cannot be read."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from datamodules import ImageFolder
+from datamodules.builtin import resolve_root
+from datamodules.builtin import photographs as source
+from tests.images import COLOURS, write_images
+from vision.errors import InputError
+
+
+def _ready(root, **options) -> ImageFolder:
+    data = ImageFolder(str(root), **{"image_size": 16, "batch_size": 6, "num_workers": 0, **options})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for split, number in (("train", 10), ("val", 2), ("test", 3)):
+        write_images(root / split, number)
+    return root
+
+
+def test_imagenet_layout(folders):
+    data = _ready(folders)
+    assert data.class_names == sorted(COLOURS)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 30, "val": 6, "test": 9}
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].shape == (6, 3, 16, 16)
+    assert [data.class_names[t] for t in batch["target"]] == [path.split("/")[-2] for path in batch["path"]]
+
+
+def test_values_are_normalised_by_mean_and_std(folders):
+    data = _ready(folders, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), image_size=32, crop_pct=1.0)
+    batch = next(iter(data.val_dataloader()))
+    from datamodules.decoding import read_image
+
+    expected = (read_image(batch["path"][0]) / 255 - 0.5) / 0.25
+    assert np.allclose(batch["image"][0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+def test_a_plain_folder_is_split_by_seed_and_class(tmp_path):
+    root = write_images(tmp_path / "all", 10)
+    first, again, other = (_ready(root, val_fraction=0.2, seed=seed) for seed in (0, 0, 1))
+    train, val = first.splits["train"], first.splits["val"]
+    assert set(train.paths).isdisjoint(val.paths)
+    assert len(train) + len(val) == 30
+    assert np.bincount(val.targets).tolist() == [2, 2, 2]
+    assert again.splits["val"].paths == val.paths
+    assert other.splits["val"].paths != val.paths
+
+
+def test_lists_with_names_and_numbers(tmp_path):
+    write_images(tmp_path / "files", 2)
+    (tmp_path / "train.csv").write_text(
+        "label,path,note\n10,files/red/000.png,x\n9,files/green/000.png,\n9,files/green/001.png,\n10,files/red/001.png,\n"
+    )
+    (tmp_path / "val.tsv").write_text("path\tlabel\nfiles/red/000.png\t10\n")
+    data = _ready(tmp_path, train="train.csv", val="val.tsv")
+    assert data.class_names == ["9", "10"]
+    assert data.splits["train"].targets == [1, 0, 0, 1]
+    assert data.splits["val"].targets == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,1\n", r"list.csv: no column 'path'.*file, label"),
+        ("path,label\na.png,1\nb.png,\n", r"list.csv:3: expected a path and a label"),
+        ("path,label\n", r"list.csv: the list has no rows"),
+        ("", r"list.csv: no column 'path'"),
+    ],
+)
+def test_bad_lists_name_the_row(tmp_path, text, message):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        _ready(tmp_path, train="list.csv")
+
+
+def test_a_label_that_training_does_not_have(tmp_path):
+    (tmp_path / "train.csv").write_text("path,label\na.png,cat\nb.png,dog\n")
+    (tmp_path / "val.csv").write_text("path,label\na.png,cat\nb.png,dgo\n")
+    with pytest.raises(InputError, match=r"val.csv:3: label 'dgo' .*did you mean 'dog'"):
+        _ready(tmp_path, train="train.csv", val="val.csv")
+
+
+def test_bad_folders_are_named(tmp_path, folders):
+    with pytest.raises(InputError, match="no such folder.*nowhere"):
+        _ready(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="one folder a class"):
+        _ready(tmp_path)
+    root = write_images(tmp_path / "data", 3)
+    (root / "yellow").mkdir()
+    with pytest.raises(InputError, match="yellow: the class folder has no images"):
+        _ready(root)
+    (root / "yellow").rmdir()
+    write_images(root / "val", 2)
+    (root / "val" / "red").rename(root / "val" / "rde")
+    for name in COLOURS:
+        (root / "train").mkdir(exist_ok=True)
+        (root / name).rename(root / "train" / name)
+    with pytest.raises(InputError, match="class folders that the training images do not have: rde"):
+        _ready(root)
+
+
+def test_builtin_typo():
+    with pytest.raises(InputError, match="did you mean 'photographs'"):
+        resolve_root("builtin:photograph")
+
+
+def test_mixed_targets_are_probabilities_and_follow_from_the_seed(folders):
+    batches = [next(iter(_ready(folders, mixup=0.8, cutmix=1.0, num_workers=n).train_dataloader())) for n in (0, 2)]
+    assert batches[0]["target"].shape == (6, 3)
+    assert torch.allclose(batches[0]["target"].sum(dim=1), torch.ones(6))
+    assert (batches[0]["target"] < 1).any()
+    for key in ("image", "target"):
+        assert torch.equal(batches[0][key], batches[1][key])
+
+
+def test_augmentation_does_not_depend_on_workers(folders):
+    options = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5}
+    epochs = [list(_ready(folders, num_workers=n, **options).train_dataloader()) for n in (0, 2)]
+    for one, two in zip(*epochs, strict=True):
+        assert one["path"] == two["path"]
+        assert torch.equal(one["image"], two["image"])
+
+
+def test_odd_batches_cannot_be_mixed(folders):
+    with pytest.raises(InputError, match="batch_size must be even"):
+        ImageFolder(str(folders), batch_size=5, mixup=0.2)
+
+
+class _Counter(pl.LightningModule):
+    """Counts what arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[str] = []
+        self.trained = 0
+
+    def training_step(self, batch, batch_idx):
+        self.trained += len(batch["image"])
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.seen += batch["path"]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _fit(data: ImageFolder, folder) -> tuple[_Counter, pl.Trainer]:
+    module = _Counter()
+    logger = pl.loggers.CSVLogger(str(folder))
+    trainer = pl.Trainer(
+        max_epochs=1,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=data)
+    return module, trainer
+
+
+def test_unreadable_files_are_replaced_left_out_and_listed(tmp_path):
+    root = tmp_path / "data"
+    write_images(root / "train", 10)
+    write_images(root / "val", 4)
+    bad = [root / "train" / "red" / "003.png", root / "val" / "blue" / "000.png"]
+    bad[0].write_bytes(b"")
+    bad[1].write_text("no image")
+    data = ImageFolder(str(root), image_size=16, batch_size=6, num_workers=2, max_unreadable=0.1)
+    with pytest.warns(UserWarning, match="2 unreadable images were skipped"):
+        module, trainer = _fit(data, tmp_path)
+    assert module.trained == 30
+    assert len(module.seen) == 11
+    assert str(bad[1]) not in module.seen
+    with open(f"{trainer.log_dir}/unreadable.csv", newline="") as stream:
+        rows = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
+    assert rows.keys() == {str(path) for path in bad}
+    assert "empty" in rows[str(bad[0])]
+
+
+def test_too_many_unreadable_files_stop_the_run(tmp_path):
+    root = write_images(tmp_path / "data", 10)
+    for i in range(5):
+        (root / "red" / f"{i:03d}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"of 30 images cannot be read, more than data.max_unreadable \(10.0%\).*empty"):
+        _fit(ImageFolder(str(root), image_size=16, batch_size=6, num_workers=0, max_unreadable=0.1), tmp_path)
+
+
+def test_test_areas_of_photographs_are_apart_from_training_areas():
+    assert len(source.photographs()) == 10
+    for picture in source.photographs().values():
+        height, width = picture.shape[:2]
+        places, cells = source.train_places(height, width), source.test_cells(height, width)
+        assert len(places) >= 240
+        for top, left in cells:
+            apart_y = (places[:, 0] + source.PART + source.GAP <= top) | (places[:, 0] >= top + source.CELL + source.GAP)
+            apart_x = (places[:, 1] + source.PART + source.GAP <= left) | (places[:, 1] >= left + source.CELL + source.GAP)
+            assert (apart_y | apart_x).all()
+
+
+def test_builtin_data_is_written_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FRUGAL_VISION_CACHE", str(tmp_path))
+    folder = resolve_root("builtin:digits")
+    written = {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")}
+    assert len(written) == 1797
+    assert resolve_root("builtin:digits") == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")} == written
