@@ -145,7 +145,7 @@ class ImageFolder(pl.LightningDataModule):
         repeats: repeated augmentation, see :class:`~datamodules.sampling.TrainSampler`.
         max_unreadable: share of the images that may be unreadable before the run stops. Unreadable training
             images are replaced by others, unreadable validation and test images are left out; all are listed in
-            ``unreadable.csv`` in the run's folder.
+            ``unreadable.csv`` in the run's folder (one a process, of several).
         max_pixels: images with more pixels count as unreadable (decompression bombs).
 
     Raises:
@@ -203,6 +203,7 @@ class ImageFolder(pl.LightningDataModule):
         self.max_unreadable, self.max_pixels = max_unreadable, max_pixels
         self.splits: dict[str, Listing] = {}
         self.unreadable: dict[str, str] = {}
+        self._folder: Path | None = None
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, Any] = {"batches": 0}
         self.preprocessing = Preprocessing()
@@ -219,6 +220,9 @@ class ImageFolder(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Lists the images of all splits and settles the preprocessing."""
+        if self.trainer is not None and self.trainer.loggers:
+            # Here, since all processes have to ask for it together.
+            self._folder = Path(self.trainer.log_dir) if self.trainer.log_dir is not None else None
         task = self.trainer.lightning_module if self.trainer is not None else None
         base = getattr(task, "preprocessing", Preprocessing())
         own = {name: value for name, value in self.own_preprocessing.items() if value is not None}
@@ -337,9 +341,10 @@ class ImageFolder(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Lists the files that were skipped in ``unreadable.csv`` in the run's folder."""
-        if not self.unreadable or self.trainer is None or not self.trainer.loggers or self.trainer.log_dir is None:
+        if not self.unreadable or self._folder is None:
             return
-        file = Path(self.trainer.log_dir) / "unreadable.csv"
+        processes, rank = self._processes()
+        file = self._folder / (f"unreadable-{rank}.csv" if processes > 1 else "unreadable.csv")
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("path", "reason"), *self.unreadable.items()])

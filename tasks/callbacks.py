@@ -15,6 +15,14 @@ from vision.errors import InputError
 class PredictionTable(Callback):
     """Writes ``predictions.csv`` in the run's folder: a row an image, its classes from the most likely on."""
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the folder; here, since all processes have to ask for it together."""
+        if trainer.log_dir is None:
+            raise InputError("predict: there is no run folder for predictions.csv; leave trainer.logger on")
+        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self.file = Path(trainer.log_dir) / f"predictions{suffix}.csv"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+
     def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
@@ -27,14 +35,9 @@ class PredictionTable(Callback):
         """Appends the rows of a batch; every process of several writes a file of its own."""
         if not isinstance(outputs, dict) or not {"path", "classes", "probabilities"} <= outputs.keys():
             return
-        if trainer.log_dir is None:
-            raise InputError("predict: there is no run folder for predictions.csv; leave trainer.logger on")
         names = cast("Any", pl_module).class_names
-        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        file = Path(trainer.log_dir) / f"predictions{suffix}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
         classes, probabilities = outputs["classes"].tolist(), outputs["probabilities"].tolist()
-        with file.open("w" if batch_idx == 0 else "a", newline="", encoding="utf-8") as stream:
+        with self.file.open("w" if batch_idx == 0 else "a", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             if batch_idx == 0:
                 places = range(1, len(classes[0]) + 1) if classes else ()

@@ -281,11 +281,6 @@ class ImageClassifier(pl.LightningModule):
         out: Tensor = (self.ema.module if self.ema is not None else self.model)(image)
         return out
 
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Lays the images out as the weights are."""
-        batch["image"] = batch["image"].contiguous(memory_format=self.layout)
-        return batch
-
     def on_fit_start(self) -> None:
         """Moves the teacher to where the training happens."""
         for teacher in self._teacher:
@@ -293,13 +288,14 @@ class ImageClassifier(pl.LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        out = self.model(batch["image"])
+        image = batch["image"].contiguous(memory_format=self.layout)
+        out = self.model(image)
         # With a second head the teacher is answered by that one.
         logits, answer = out if isinstance(out, tuple) else (out, out)
         loss: Tensor = self.criterion(logits, batch["target"])
         if self.distillation != "none":
             with torch.no_grad():
-                taught = self._teacher[0](batch["image"])
+                taught = self._teacher[0](image)
             teaching = distillation_loss(answer, taught, self.distillation, self.tau)
             loss = (1 - self.alpha) * loss + self.alpha * teaching
         elif isinstance(out, tuple):
@@ -307,10 +303,14 @@ class ImageClassifier(pl.LightningModule):
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch["image"]))
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Follows the weights with their average, after every optimizer step."""
-        if self.ema is not None and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.ema.update(self.model, step=self.global_step)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, and then the average follows the weights.
+
+        Not in ``on_train_batch_end``: checkpoints are written before the module is asked there.
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model)
 
     def configure_gradient_clipping(
         self,
@@ -351,7 +351,7 @@ class ImageClassifier(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, batch: ImageBatch, part: str) -> None:
-        image, target = batch["image"], batch["target"]
+        image, target = batch["image"].contiguous(memory_format=self.layout), batch["target"]
         if not len(image):
             return
         logits = self(image)
@@ -397,7 +397,7 @@ class ImageClassifier(pl.LightningModule):
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> ClassPrediction:
         """The most likely classes of each image."""
-        probabilities = self(batch["image"]).softmax(dim=1)
+        probabilities = self(batch["image"].contiguous(memory_format=self.layout)).softmax(dim=1)
         top = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
         return {"path": batch["path"], "classes": top.indices, "probabilities": top.values}
 

@@ -20,11 +20,13 @@ from vision.preprocessing import Preprocessing
 def log_picture(module: pl.LightningModule, name: str, picture: Picture) -> None:
     """Writes ``pictures/NAME.png`` in the run's folder, and shows the picture in TensorBoard where that logs.
 
-    A Trainer without a logger has no run folder, and nothing is written.
+    May be called by the first process alone, so it asks the loggers for the folder: ``Trainer.log_dir`` waits for all
+    processes. Without a logger that keeps files nothing is written.
     """
     trainer = module.trainer
-    if trainer.loggers and trainer.log_dir is not None:
-        folder = Path(trainer.log_dir) / "pictures"
+    folders = [folder for logger in trainer.loggers if (folder := getattr(logger, "log_dir", None)) is not None]
+    if folders:
+        folder = Path(folders[0]) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{name}.png")
     for logger in trainer.loggers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -36,6 +37,7 @@ PART = 112
 GAP = 8  # pixels around a test cell that no training part touches
 TRAIN_PARTS = 240
 TEST_PARTS = 40
+CONTRAST = 8  # least standard deviation of a part's grey values: an even black could be of any photograph
 
 
 @cache
@@ -58,9 +60,9 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
 
 
 def test_cells(height: int, width: int) -> list[tuple[int, int]]:
-    """(top, left) of the 128x128 cells of a photograph that are kept for testing: a quarter, spread evenly."""
+    """(top, left) of the 128x128 cells of a photograph that are kept for testing: a fifth, none beside another."""
     rows, columns = height // CELL, width // CELL
-    return [(r * CELL, c * CELL) for r in range(rows) for c in range(columns) if (r + 2 * c) % 4 == 0]
+    return [(r * CELL, c * CELL) for r in range(rows) for c in range(columns) if (r + 2 * c) % 5 == 0]
 
 
 def train_places(height: int, width: int) -> NDArray[np.intp]:
@@ -72,23 +74,39 @@ def train_places(height: int, width: int) -> NDArray[np.intp]:
     return np.argwhere(free)
 
 
+def test_places(height: int, width: int) -> NDArray[np.intp]:
+    """(top, left) of every 112x112 part that lies within a test cell, ``(n, 2)``."""
+    steps = np.argwhere(np.ones((CELL - PART + 1, CELL - PART + 1)))
+    return np.concatenate([steps + cell for cell in test_cells(height, width)])
+
+
+def _chosen(picture: NDArray[np.uint8], places: NDArray[np.intp], number: int) -> list[tuple[int, int]]:
+    """The first ``number`` places whose parts have something to see."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    contrast = (int(t) for t in range(len(places)) if grey[_part(*places[t])].std() >= CONTRAST)
+    return [(int(places[t][0]), int(places[t][1])) for t in islice(contrast, number)]
+
+
+def _part(top: int, left: int) -> tuple[slice, slice]:
+    return slice(top, top + PART), slice(left, left + PART)
+
+
 def write_photographs(folder: Path) -> None:
     """Writes ``train/<photograph>/*.jpg`` (240 each) and ``test/<photograph>/*.jpg`` (40 each), 112x112 pixels.
 
-    Training and test parts come from areas of the photograph that do not touch.
+    Training and test parts come from areas of the photograph that do not touch. Parts with hardly any contrast, which
+    nobody could tell apart, are left out of both.
     """
     rng = np.random.default_rng(0)
     for name, picture in photographs().items():
         height, width = picture.shape[:2]
-        cells = np.array(test_cells(height, width))
-        chosen = np.tile(cells, (-(-TEST_PARTS // len(cells)), 1))[:TEST_PARTS]
         places = {
-            "train": rng.permutation(train_places(height, width))[:TRAIN_PARTS],
-            "test": chosen + rng.integers(CELL - PART + 1, size=chosen.shape),
+            "train": _chosen(picture, rng.permutation(train_places(height, width)), TRAIN_PARTS),
+            "test": _chosen(picture, rng.permutation(test_places(height, width)), TEST_PARTS),
         }
         for split, corners in places.items():
             target = folder / split / name
             target.mkdir(parents=True)
             for number, (top, left) in enumerate(corners):
-                part = PILImage.fromarray(picture[top : top + PART, left : left + PART])
+                part = PILImage.fromarray(picture[_part(top, left)])
                 part.save(target / f"{number:03d}.jpg", quality=95)
