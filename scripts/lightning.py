@@ -72,11 +72,9 @@ class VisionCLI(LightningCLI):
         given = any(isinstance(callback, ModelCheckpoint) for callback in config.callbacks)
         if not given and config.enable_checkpointing is not False:
             monitor, mode = getattr(self.model, "monitor", (None, "min"))
-            own.append(
-                ModelCheckpoint(
-                    monitor=monitor, mode=mode, filename="best", save_last=True, enable_version_counter=False
-                )
-            )
+            # Two, since Lightning's save_last writes last.ckpt only where the best one is written too.
+            own.append(ModelCheckpoint(filename="best", monitor=monitor, mode=mode, enable_version_counter=False))
+            own.append(ModelCheckpoint(filename="last", enable_version_counter=False))
         return own
 
     @rank_zero_only

@@ -266,7 +266,7 @@ class ImageClassifier(pl.LightningModule):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 still = all(not parameter.requires_grad for parameter in module.parameters())
                 if self.freeze_norm or (still and frozen):
-                    self._frozen_norms.append(module)
+                    self._frozen_norms.append(module.eval())
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """As for any module; frozen batch normalisations stay in evaluation mode."""
@@ -300,7 +300,7 @@ class ImageClassifier(pl.LightningModule):
             loss = (1 - self.alpha) * loss + self.alpha * teaching
         elif isinstance(out, tuple):
             loss = (loss + self.criterion(answer, batch["target"])) / 2
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch["image"]))
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(image))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

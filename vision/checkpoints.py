@@ -64,10 +64,10 @@ def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not tensors:
         raise InputError(f"{source}: holds no tensors")
-    foreign = [key for key in content if key not in tensors]
+    foreign = [str(key) for key in content if key not in tensors]
     if foreign:
         raise InputError(f"{source}: expected tensors only, found other values under {shorten(foreign)}")
     check_finite(tensors, source)

@@ -198,7 +198,9 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
     root = write_images(tmp_path / "data", 10)
     for i in range(5):
         (root / "red" / f"{i:03d}.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"of 30 images cannot be read, more than data.max_unreadable \(10.0%\).*empty"):
+    with pytest.raises(
+        InputError, match=r"of 30 images cannot be read, more than data.max_unreadable \(10.0%\).*empty"
+    ):
         _fit(ImageFolder(str(root), image_size=16, batch_size=6, num_workers=0, max_unreadable=0.1), tmp_path)
 
 
@@ -209,8 +211,12 @@ def test_test_areas_of_photographs_are_apart_from_training_areas():
         places, cells = source.train_places(height, width), source.test_cells(height, width)
         assert len(places) >= 240
         for top, left in cells:
-            apart_y = (places[:, 0] + source.PART + source.GAP <= top) | (places[:, 0] >= top + source.CELL + source.GAP)
-            apart_x = (places[:, 1] + source.PART + source.GAP <= left) | (places[:, 1] >= left + source.CELL + source.GAP)
+            apart_y = (places[:, 0] + source.PART + source.GAP <= top) | (
+                places[:, 0] >= top + source.CELL + source.GAP
+            )
+            apart_x = (places[:, 1] + source.PART + source.GAP <= left) | (
+                places[:, 1] >= left + source.CELL + source.GAP
+            )
             assert (apart_y | apart_x).all()
 
 

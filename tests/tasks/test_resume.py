@@ -18,7 +18,7 @@ from tests.images import write_images
 STEP_CHECKPOINTS = [
     {
         "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
-        "init_args": {"every_n_train_steps": 3, "filename": "step", "save_last": True, "enable_version_counter": False},
+        "init_args": {"filename": "last", "every_n_train_steps": 3, "enable_version_counter": False},
     }
 ]
 

@@ -87,7 +87,10 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def shape(key: str) -> torch.Size:
         if key not in state:
             raise InputError(f"state dict: not an EfficientViT of the official release, {key} is missing")
-        return state[key].shape
+        size = state[key].shape
+        if len(size) < 2 or min(size) < 1:
+            raise InputError(f"state dict: {key} is misshapen, {tuple(size)}")
+        return size
 
     def count(pattern: str) -> int:
         found = {int(m[1]) for key in state if (m := re.match(pattern, key))}
@@ -96,6 +99,8 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = {1: 0, 2: 3, 3: 3}
     attention = {s: f"blocks{s}.{b}.mixer.m.attn" for s, b in first.items()}
     heads = [count(re.escape(attention[s]) + r"\.qkvs\.(\d+)\.") for s in (1, 2, 3)]
+    for stage, path in attention.items():
+        shape(f"{path}.qkvs.{max(heads[stage - 1] - 1, 0)}.c.weight")
     widest = attention[heads.index(max(heads)) + 1]
     dims = [shape(f"{attention[s]}.proj.1.c.weight")[0] for s in (1, 2, 3)]
     return {

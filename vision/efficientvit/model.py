@@ -196,8 +196,10 @@ class CascadedGroupAttention(nn.Module):
 
     def __init__(self, dim: int, key_dim: int, num_heads: int, grid: tuple[int, int], kernels: Sequence[int]) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise InputError(f"num_heads must divide the width: {num_heads} heads of {dim} channels")
+        if any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+            raise InputError(f"kernels must be odd, got {list(kernels)}")
         if len(kernels) < num_heads:
             raise InputError(f"kernels needs an entry for each of {num_heads} heads, got {list(kernels)}")
         self.key_dim = key_dim
@@ -336,8 +338,8 @@ def _warn_of_padding(img_size: tuple[int, int], window_size: Sequence[int]) -> N
         clean.append(" or ".join(str(s) for s in smaller[-1:] + larger[:1]))
     nearest = clean[0] if img_size[0] == img_size[1] else f"{clean[0]} (height), {clean[1]} (width)"
     warnings.warn(
-        f"EfficientViT at {img_size[0]}x{img_size[1]} pads its attention windows, {share:.2f} times the work, and "
-        f"the padding takes part in the attention; the nearest sizes without padding: {nearest}",
+        f"EfficientViT at {img_size[0]}x{img_size[1]} pads its attention windows (up to {share:.2f} times the "
+        f"positions in a stage), and the padding takes part in the attention; the nearest sizes without padding: {nearest}",
         stacklevel=3,
     )
 
@@ -384,7 +386,9 @@ class EfficientViT(nn.Module):
         patch_size: int = STRIDE,
     ) -> None:
         super().__init__()
-        size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(size) != 2:
+            raise InputError(f"img_size must be one side or (height, width), got {img_size}")
         if patch_size != STRIDE:
             raise InputError(f"patch_size of EfficientViT is {STRIDE}, got {patch_size}")
         if min(size) < STRIDE:
@@ -396,8 +400,12 @@ class EfficientViT(nn.Module):
             ("num_heads", num_heads),
             ("window_size", window_size),
         ):
-            if len(values) != 3:
-                raise InputError(f"{name} needs one entry for each of the three stages, got {list(values)}")
+            if len(values) != 3 or min(values) < 1:
+                raise InputError(f"{name} needs a positive entry for each of the three stages, got {list(values)}")
+        if in_chans < 1 or num_classes < 0:
+            raise InputError(
+                f"in_chans must be positive and num_classes not negative, got {in_chans} and {num_classes}"
+            )
         if embed_dim[0] % 8:
             raise InputError(
                 f"embed_dim[0] must be a multiple of 8 (the stem starts with an eighth), got {embed_dim[0]}"

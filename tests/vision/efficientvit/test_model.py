@@ -179,7 +179,7 @@ def test_constant_tables_stay_constant_at_any_window() -> None:
 
 @pytest.mark.parametrize(("size", "share"), [(200, "1.16"), (256, "3.06")])
 def test_padding_is_warned_of_with_the_nearest_clean_sizes(size: int, share: str) -> None:
-    with pytest.warns(UserWarning, match=rf"at {size}x{size} pads.* {share} times the work.*: .*\b224\b"):
+    with pytest.warns(UserWarning, match=rf"at {size}x{size} pads.*{share} times the positions.*: .*\b224\b"):
         EfficientViT(**{**TINY, "img_size": size})
 
 
