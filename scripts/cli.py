@@ -102,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"vision: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except SystemExit as leaving:  # argparse's way to end --help and --print_config
+        return int(leaving.code or 0)
     except KeyboardInterrupt:
         print("vision: interrupted", file=sys.stderr)
         return 130

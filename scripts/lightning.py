@@ -42,6 +42,9 @@ class VisionCLI(LightningCLI):
                 raise InputError(f"ckpt_path: no last.ckpt below {self.runs / self.run_name}")
             config.ckpt_path = str(newest)
 
+    def _parse_ckpt_path(self) -> None:
+        """Not Lightning's way, which unpickles the checkpoint here to mix its arguments into the configuration."""
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The Trainer of the configuration, with what the house adds where the configuration is silent."""
         config = self.config_init[self.subcommand].trainer
@@ -99,6 +102,13 @@ class VisionCLI(LightningCLI):
             self._say(f"best checkpoint: {best}{chosen}")
 
 
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The first InputError among the causes of an error."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def run_lightning(arguments: list[str]) -> None:
     """Carries out a verb with its flags.
 
@@ -118,6 +128,13 @@ def run_lightning(arguments: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
         )
+    except InputError:
+        raise
+    except ValueError as error:
+        # jsonargparse wraps what the constructors of tasks and data modules raise.
+        if (cause := _input_error(error)) is None:
+            raise
+        raise cause from None
     except ArgumentError as error:
         raise InputError(explain(str(error))) from error
     except ModuleNotFoundError as error:

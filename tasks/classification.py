@@ -190,6 +190,8 @@ class ImageClassifier(pl.LightningModule):
         names = self._data_classes()
         classes = self.num_classes or len(names)
         if not classes:
+            if self._trainer is None:
+                return  # load_from_checkpoint: the checkpoint says it in a moment
             raise InputError("num_classes is needed: the data does not say how many classes there are")
         self.class_names = names or [str(i) for i in range(classes)]
         self.num_classes = classes
@@ -278,6 +280,8 @@ class ImageClassifier(pl.LightningModule):
     # -------------------------------------------------------------------------------------------------- training
     def forward(self, image: Tensor) -> Tensor:
         """``(B, 3, H, W)`` normalised images to ``(B, classes)`` logits, by the averaged weights if there are."""
+        if not self.built:
+            raise InputError("the network is built by the Trainer, or by configure_model() where num_classes is given")
         out: Tensor = (self.ema.module if self.ema is not None else self.model)(image)
         return out
 
@@ -286,21 +290,32 @@ class ImageClassifier(pl.LightningModule):
         for teacher in self._teacher:
             teacher.to(self.device).eval()
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
-        image = batch["image"].contiguous(memory_format=self.layout)
+    def loss(self, image: Tensor, target: Tensor) -> Tensor:
+        """What is minimised: a scalar.
+
+        Args:
+            image: ``(B, 3, H, W)``, normalised.
+            target: class indices ``(B,)`` or probabilities ``(B, classes)``.
+        """
+        image = image.contiguous(memory_format=self.layout)
         out = self.model(image)
         # With a second head the teacher is answered by that one.
         logits, answer = out if isinstance(out, tuple) else (out, out)
-        loss: Tensor = self.criterion(logits, batch["target"])
+        loss: Tensor = self.criterion(logits, target)
         if self.distillation != "none":
             with torch.no_grad():
                 taught = self._teacher[0](image)
             teaching = distillation_loss(answer, taught, self.distillation, self.tau)
             loss = (1 - self.alpha) * loss + self.alpha * teaching
         elif isinstance(out, tuple):
-            loss = (loss + self.criterion(answer, batch["target"])) / 2
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(image))
+            loss = (loss + self.criterion(answer, target)) / 2
+        return loss
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        loss = self.loss(batch["image"], batch["target"])
+        images = len(batch["image"])
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=images)
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -423,9 +438,9 @@ class ImageClassifier(pl.LightningModule):
             )
         record = ClassifierRecord.from_dict(checkpoint[RECORD])
         if not self.built:
-            self.num_classes, self.class_names = len(record.class_names), record.class_names
+            self.num_classes, self.preprocessing = len(record.class_names), record.preprocessing
             self.configure_model()
-            self.class_names, self.preprocessing = record.class_names, record.preprocessing
+            self.class_names = record.class_names
         if record.class_names != self.class_names:
             known = f"{len(record.class_names)} classes ({', '.join(record.class_names[:4])}, ...)"
             data = f"{len(self.class_names)} ({', '.join(self.class_names[:4])}, ...)"

@@ -1,33 +1,55 @@
-"""Running the ``vision`` command as a user does: in a process of its own."""
+"""Running the ``vision`` command."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
+from scripts.cli import main
+
+ROOT = Path(__file__).parent.parent
 # What a test's networks need: small, and quick to start.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def vision(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The finished command with its output."""
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        cwd=cwd,
-    )
+class Finished(NamedTuple):
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def error_line(*arguments: str | Path, cwd: Path | None = None) -> str:
+def vision(*arguments: str | Path) -> Finished:
+    """The command in this process, which has its imports behind it."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = sys.argv[:]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([str(argument) for argument in arguments])
+    finally:
+        sys.argv[:] = argv
+    return Finished(status, out.getvalue(), err.getvalue())
+
+
+def vision_process(*arguments: str | Path, **options: Any) -> Finished:
+    """The command in a process of its own, as a user runs it."""
+    command = [sys.executable, "-m", "scripts.cli", *map(str, arguments)]
+    options = {"capture_output": True, "text": True, "check": False, "env": ENVIRONMENT, "cwd": ROOT, **options}
+    finished = subprocess.run(command, **options)
+    return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+
+def error_line(*arguments: str | Path) -> str:
     """The one line that a command prints for bad input; checks that it is one, and that the status is 2."""
-    finished = vision(*arguments, cwd=cwd)
+    finished = vision(*arguments)
     lines = finished.stderr.strip().splitlines()
     assert finished.returncode == 2, finished.stderr[-2000:]
     assert len(lines) == 1, finished.stderr

@@ -66,7 +66,7 @@ def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
             break
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not tensors:
-        raise InputError(f"{source}: holds no tensors")
+        raise InputError(f"{source}: expected tensors by their names, found none")
     foreign = [str(key) for key in content if key not in tensors]
     if foreign:
         raise InputError(f"{source}: expected tensors only, found other values under {shorten(foreign)}")

@@ -32,9 +32,9 @@ FILES: dict[str, Path] = {
 """Class name and file of every colour photograph."""
 
 SHORT_SIDE = 512  # every photograph is brought to this size first, so that a part shows as much of each
-CELL = 128
-PART = 112
-GAP = 8  # pixels around a test cell that no training part touches
+CELL = 88
+PART = 80
+GAP = 4  # pixels around a test cell that no training part touches
 TRAIN_PARTS = 240
 TEST_PARTS = 40
 CONTRAST = 8  # least standard deviation of a part's grey values: an even black could be of any photograph
@@ -60,13 +60,13 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
 
 
 def test_cells(height: int, width: int) -> list[tuple[int, int]]:
-    """(top, left) of the 128x128 cells of a photograph that are kept for testing: a fifth, none beside another."""
+    """(top, left) of the 88x88 cells of a photograph that are kept for testing: a fifth, none beside another."""
     rows, columns = height // CELL, width // CELL
     return [(r * CELL, c * CELL) for r in range(rows) for c in range(columns) if (r + 2 * c) % 5 == 0]
 
 
 def train_places(height: int, width: int) -> NDArray[np.intp]:
-    """(top, left) of every 112x112 part that stays at least 8 pixels away from all test cells, ``(n, 2)``."""
+    """(top, left) of every 80x80 part that stays at least 4 pixels away from all test cells, ``(n, 2)``."""
     free = np.ones((height - PART + 1, width - PART + 1), dtype=bool)
     for top, left in test_cells(height, width):
         reach = PART + GAP - 1
@@ -75,7 +75,7 @@ def train_places(height: int, width: int) -> NDArray[np.intp]:
 
 
 def test_places(height: int, width: int) -> NDArray[np.intp]:
-    """(top, left) of every 112x112 part that lies within a test cell, ``(n, 2)``."""
+    """(top, left) of every 80x80 part that lies within a test cell, ``(n, 2)``."""
     steps = np.argwhere(np.ones((CELL - PART + 1, CELL - PART + 1)))
     return np.concatenate([steps + cell for cell in test_cells(height, width)])
 
@@ -92,7 +92,7 @@ def _part(top: int, left: int) -> tuple[slice, slice]:
 
 
 def write_photographs(folder: Path) -> None:
-    """Writes ``train/<photograph>/*.jpg`` (240 each) and ``test/<photograph>/*.jpg`` (40 each), 112x112 pixels.
+    """Writes ``train/<photograph>/*.jpg`` (240 each) and ``test/<photograph>/*.jpg`` (40 each), 80x80 pixels.
 
     Training and test parts come from areas of the photograph that do not touch. Parts with hardly any contrast, which
     nobody could tell apart, are left out of both.

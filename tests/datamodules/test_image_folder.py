@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules import ImageFolder
-from datamodules.builtin import resolve_root
 from datamodules.builtin import photographs as source
+from datamodules.builtin import resolve_root
 from tests.images import COLOURS, write_images
 from vision.errors import InputError
 
@@ -95,7 +96,7 @@ def test_a_label_that_training_does_not_have(tmp_path):
 
 
 def test_bad_folders_are_named(tmp_path, folders):
-    with pytest.raises(InputError, match="no such folder.*nowhere"):
+    with pytest.raises(InputError, match=r"no such folder.*nowhere"):
         _ready(tmp_path / "nowhere")
     with pytest.raises(InputError, match="one folder a class"):
         _ready(tmp_path)
@@ -188,7 +189,7 @@ def test_unreadable_files_are_replaced_left_out_and_listed(tmp_path):
     assert module.trained == 30
     assert len(module.seen) == 11
     assert str(bad[1]) not in module.seen
-    with open(f"{trainer.log_dir}/unreadable.csv", newline="") as stream:
+    with Path(trainer.log_dir, "unreadable.csv").open(newline="") as stream:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
     assert rows.keys() == {str(path) for path in bad}
     assert "empty" in rows[str(bad[0])]

@@ -53,13 +53,13 @@ def _fit(root, folder, data=None, trainer=None, **options) -> tuple[ImageClassif
 
 def test_it_learns_colours(root, tmp_path):
     schedule = {"lr_scheduler": lambda optimizer: WarmupCosine(optimizer, warmup_epochs=1)}
-    options = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=3e-3), **schedule}
-    _, trainer = _fit(root, tmp_path, trainer={"max_epochs": 6}, **options)
+    options = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-2), **schedule}
+    _, trainer = _fit(root, tmp_path, trainer={"max_epochs": 12}, **options)
     assert trainer.callback_metrics["val_top1"] >= 0.9
 
 
 def test_measures_by_hand():
-    """Six classes, three images. First batch: right. Second: one wrong but second likely, one wrong and least likely."""
+    """Six classes, three images: one right, one wrong but second likely, one wrong and least likely."""
     measures = Measures(6)
     right = torch.tensor([[5.0, 4, 3, 2, 1, 0]])
     measures.update(right, torch.tensor([0]), torch.tensor([1.0]))
@@ -92,7 +92,7 @@ def test_freezing_the_backbone(root, tmp_path):
 
 
 def test_freezing_what_does_not_exist(root, tmp_path):
-    with pytest.raises(InputError, match="no parameter of timm:test_resnet begins with 'layer7'.*did you mean 'layer"):
+    with pytest.raises(InputError, match=r"no parameter of timm:test_resnet begins with 'layer7'.*did you mean 'layer"):
         _fit(root, tmp_path, freeze=["layer7"])
 
 
@@ -110,9 +110,8 @@ def test_the_head_is_swapped_and_the_rest_is_kept(tmp_path):
     assert torch.equal(ten(image), before(image))
 
 
-def test_pretrained_weights_that_cannot_be_had(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="'efficientvit_m0' cannot be had.*give a file with checkpoint"):
+def test_pretrained_weights_that_cannot_be_had():
+    with pytest.raises(InputError, match=r"'efficientvit_m0' cannot be had.*give a file with checkpoint"):
         create_classifier("efficientvit_m0", 3, pretrained=True)
 
 
@@ -169,7 +168,7 @@ def test_distillation(root, tmp_path, kind):
     module, trainer = _fit(root, tmp_path, distillation=kind, distillation_alpha=0.25, distillation_tau=2.0, **options)
     batch = next(iter(trainer.datamodule.val_dataloader()))
     module.eval()
-    loss = module.training_step(batch, 0)
+    loss = module.loss(batch["image"], batch["target"])
     with torch.no_grad():
         logits, taught = module.model(batch["image"]), teacher(batch["image"])
     if kind == "hard":
@@ -212,12 +211,12 @@ def test_a_checkpoint_is_enough_to_use_the_network(root, tmp_path):
     trainer.save_checkpoint(file)
     model, record = load_classifier(file)
     image = torch.randn(2, 3, 64, 64)
-    assert torch.equal(model(image), module.eval()(image))
+    torch.testing.assert_close(model(image), module.eval()(image))
     assert record.class_names == ["blue", "green", "red"]
     assert record.preprocessing.size == (64, 64)
     assert record.preprocessing.mean == (0.5, 0.5, 0.5)
     loaded = ImageClassifier.load_from_checkpoint(file, weights_only=True).eval()
-    assert torch.equal(loaded(image), model(image))
+    torch.testing.assert_close(loaded(image), model(image))
 
 
 def test_wrong_options():
@@ -229,5 +228,5 @@ def test_wrong_options():
     ):
         with pytest.raises(InputError, match=words):
             ImageClassifier(**options)
-    with pytest.raises(InputError, match="num_classes is needed"):
-        ImageClassifier(TINY).configure_model()
+    with pytest.raises(InputError, match="where num_classes is given"):
+        ImageClassifier(TINY)(torch.zeros(1, 3, 32, 32))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command import vision, write_config
+from tests.command import vision_process, write_config
 from tests.images import write_images
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -41,10 +41,10 @@ def test_training_and_measuring(folder):
             data={"batch_size": batch},
             default_root_dir=str(folder / name),
         )
-        finished = vision("fit", "--config", config, *flags)
+        finished = vision_process("fit", "--config", config, *flags)
         assert finished.returncode == 0, finished.stderr
         (last,) = (folder / name).rglob("last.ckpt")
-        tested = vision("test", "--config", config, "--ckpt_path", last, *flags)
+        tested = vision_process("test", "--config", config, "--ckpt_path", last, *flags)
         assert tested.returncode == 0, tested.stderr
         results[name] = (torch.load(last, weights_only=True)["state_dict"], _metrics(folder / name))
     (weights, metrics), (weights_two, metrics_two) = results["one"], results["two"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command import ENVIRONMENT, vision, write_config
+from tests.command import ENVIRONMENT, vision_process, write_config
 from tests.images import write_images
 
 STEP_CHECKPOINTS = [
@@ -73,7 +73,7 @@ def _kill_after_step(config: Path, runs: Path, step: int) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(config, tmp_path_factory) -> dict[str, torch.Tensor]:
     runs = tmp_path_factory.mktemp("whole")
-    finished = vision("fit", "--config", config, "--trainer.default_root_dir", runs)
+    finished = vision_process("fit", "--config", config, "--trainer.default_root_dir", runs)
     assert finished.returncode == 0, finished.stderr
     return _final(runs)
 
@@ -81,7 +81,7 @@ def uninterrupted(config, tmp_path_factory) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("step", [3, 9, 15])
 def test_killed_in_mid_epoch(config, uninterrupted, tmp_path, step):
     _kill_after_step(config, tmp_path, step)
-    finished = vision("fit", "--config", config, "--trainer.default_root_dir", tmp_path, "--ckpt_path", "last")
+    finished = vision_process("fit", "--config", config, "--trainer.default_root_dir", tmp_path, "--ckpt_path", "last")
     assert finished.returncode == 0, finished.stderr
     resumed = _final(tmp_path)
     assert resumed.keys() == uninterrupted.keys()

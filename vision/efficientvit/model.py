@@ -158,9 +158,11 @@ def relative_index(height: int, width: int) -> Tensor:
     Returns:
         int64 ``(N, N)``, N = height * width, positions in row-major order. Shared: not to be written to.
     """
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    return (y[:, None] - y).abs() * width + (x[:, None] - x).abs()
+    # A tensor made in inference mode stays one, and could not be used in training when the cache gives it again.
+    with torch.inference_mode(mode=False):
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        y, x = y.flatten(), x.flatten()
+        return (y[:, None] - y).abs() * width + (x[:, None] - x).abs()
 
 
 def resize_bias(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False) -> Tensor:
@@ -339,7 +341,8 @@ def _warn_of_padding(img_size: tuple[int, int], window_size: Sequence[int]) -> N
     nearest = clean[0] if img_size[0] == img_size[1] else f"{clean[0]} (height), {clean[1]} (width)"
     warnings.warn(
         f"EfficientViT at {img_size[0]}x{img_size[1]} pads its attention windows (up to {share:.2f} times the "
-        f"positions in a stage), and the padding takes part in the attention; the nearest sizes without padding: {nearest}",
+        f"positions in a stage), and the padding takes part in the attention; the nearest sizes without padding: "
+        f"{nearest}",
         stacklevel=3,
     )
 
@@ -400,8 +403,10 @@ class EfficientViT(nn.Module):
             ("num_heads", num_heads),
             ("window_size", window_size),
         ):
-            if len(values) != 3 or min(values) < 1:
-                raise InputError(f"{name} needs a positive entry for each of the three stages, got {list(values)}")
+            if len(values) != 3:
+                raise InputError(f"{name} needs one entry for each of the three stages, got {list(values)}")
+            if min(values) < 1:
+                raise InputError(f"{name} must be positive, got {list(values)}")
         if in_chans < 1 or num_classes < 0:
             raise InputError(
                 f"in_chans must be positive and num_classes not negative, got {in_chans} and {num_classes}"

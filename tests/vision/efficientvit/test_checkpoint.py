@@ -287,7 +287,7 @@ def test_other_contents_are_named(tmp_path: Path) -> None:
         load_official(tmp_path / "nowhere.pth")
     for content, message in (
         ([torch.zeros(2)], "expected a dictionary of tensors, found list"),
-        ({"epoch": 3}, "holds no tensors"),
+        ({"epoch": 3}, "expected tensors by their names"),
         ({0: torch.zeros(2)}, "not an EfficientViT|expected"),
         ({"weight": torch.zeros(2)}, "not an EfficientViT of the official release"),
         ({"model": {**official(), "epoch": 3}}, "expected tensors only, found other values under epoch"),
