@@ -19,6 +19,7 @@ LIGHTNING_VERBS = {
 }
 OWN_VERBS = {
     "infer": "use a checkpoint on your own files: vision infer SYSTEM --input I --checkpoint C --out DIR",
+    "bench": "measure the systems: vision bench [SYSTEM ...] --out DIR",
     "list": "the systems, their configurations, and the data that each needs",
 }
 VERBS = {**LIGHTNING_VERBS, **OWN_VERBS}
@@ -74,6 +75,10 @@ def run(arguments: Sequence[str]) -> None:
         run_lightning(list(arguments))
     elif verb == "infer":
         _infer(arguments[1:])
+    elif verb == "bench":
+        from scripts.bench.command import main as bench
+
+        bench(list(arguments[1:]))
     elif verb == "list":
         from scripts.systems import print_systems
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.builtin import resolve_root
-from datamodules.builtin.photographs import photographs, test_cells
+from datamodules.builtin.photographs import CELL, PART, photographs, test_cells
 from datamodules.listing import find_images
 from scripts.demo.steps import Steps
 from scripts.report import Code, Curves, Figures, Picture, Section, Table, Text
@@ -103,21 +103,26 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
     steps = Steps(folder / "efficientvit")
     done = {data: _train(steps, folder / "runs", data, config) for data, config in TASKS.items()}
     figures = {data: task["figures"] for data, task in done.items()}
+    tested = {data: len(find_images(resolve_root(f"builtin:{data}") / "test")) for data in TASKS}
     cells = sum(len(test_cells(*picture.shape[:2])) for picture in photographs().values())
     blocks: list[Any] = [
         Figures(
             [
-                ("photographs, unseen areas", f"{figures['photographs']['test_top1']:.1%}", "top-1 on 400 parts"),
-                ("digits, unseen scans", f"{figures['digits']['test_top1']:.1%}", "top-1 on 450 scans"),
+                (
+                    "photographs, unseen areas",
+                    f"{figures['photographs']['test_top1']:.1%}",
+                    f"top-1 on {tested['photographs']} parts",
+                ),
+                ("digits, unseen scans", f"{figures['digits']['test_top1']:.1%}", f"top-1 on {tested['digits']} scans"),
                 ("training", f"{sum(f['fit_seconds'] for f in figures.values()):.0f} s", "both commands, start to end"),
             ]
         ),
         Text(
             "Two tasks, each trained from random weights. Photographs: ten colour photographs, cut into parts of "
-            "112 x 112 pixels; the network says which photograph a part comes from. The parts that it is tested on lie "
-            f"in {cells} cells of 128 x 128 pixels that no training part comes within 8 pixels of. Parts of one cell "
-            "overlap, so the 400 test parts are worth about as much as their cells. Digits: scikit-learn's 1797 "
-            "handwritten digits, three quarters to train on, the rest to test on."
+            f"{PART} x {PART} pixels; the network says which photograph a part comes from. The parts that it is tested "
+            f"on lie in {cells} cells of {CELL} x {CELL} pixels that no training part comes near. Parts of one cell "
+            f"overlap, so the {tested['photographs']} test parts are worth about as much as their cells. Digits: "
+            "scikit-learn's 1797 handwritten digits, three quarters to train on, the rest to test on."
         ),
         Table(
             "Measured on images that were not trained on",

@@ -1,0 +1,1 @@
+"""``vision bench``: one module a system, each with ``measure(folder)``."""
