@@ -1,0 +1,55 @@
+"""The whole demo, as ``make demo`` runs it: trained, measured, reported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chromium import render
+from tests.command import ROOT
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    """The demo's folder and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, _run(folder)
+
+
+def _run(folder: Path) -> str:
+    command = [sys.executable, "-m", "scripts.demo", "--out", str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+@pytest.mark.timeout(900)
+def test_it_learns_what_it_claims(demo):
+    folder, _ = demo
+    figures = json.loads((folder / "results.json").read_text())["systems"]["efficientvit"]
+    assert figures["photographs"]["test_top1"] >= 0.90
+    assert figures["digits"]["test_top1"] >= 0.97
+
+
+@pytest.mark.timeout(900)
+def test_the_report_opens(demo):
+    folder, _ = demo
+    count = "document.body.dataset.bad = [...document.images].filter(i => !i.naturalWidth).length;"
+    count += "document.body.dataset.all = document.images.length;"
+    page = render(folder / "report.html", script=count)
+    assert 'data-bad="0"' in page
+    assert 'data-all="0"' not in page
+    assert "vision fit --config configs/efficientvit/demo.yaml" in page
+
+
+@pytest.mark.timeout(900)
+def test_what_is_done_is_not_done_again(demo):
+    folder, first = demo
+    assert "done before" not in first
+    second = _run(folder)
+    assert second.count("done before: vision fit") == 2
+    assert "\n$ " not in second
