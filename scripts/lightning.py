@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import ArgumentError
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -59,7 +62,18 @@ class VisionCLI(LightningCLI):
         config.callbacks += self._callbacks(config)
         plugins = config.plugins or []
         config.plugins = [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        self._share_processors(trainer)
+        return trainer
+
+    def _share_processors(self, trainer: pl.Trainer) -> None:
+        """Leaves a core to each process that decodes images; ``OMP_NUM_THREADS`` overrules this.
+
+        On two cores and with one such process EfficientViT-M0 trained about twice as fast on one thread as on two.
+        """
+        if isinstance(trainer.accelerator, CPUAccelerator) and "OMP_NUM_THREADS" not in os.environ:
+            workers = getattr(self.datamodule, "num_workers", 0)
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // trainer.num_devices - workers))
 
     def _loggers(self) -> list[Logger]:
         table = CSVLogger(str(self.runs), name=self.run_name)
