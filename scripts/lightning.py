@@ -26,6 +26,7 @@ from tasks.callbacks import PredictionTable
 from tasks.checkpointing import RandomState, SafeCheckpointIO
 from vision.errors import InputError
 
+VERBS = ("fit", "validate", "test", "predict")
 EXTRAS = {"tensorboard": "tensorboard"}  # optional packages, and the extra of this distribution that brings each
 
 
@@ -116,6 +117,11 @@ class VisionCLI(LightningCLI):
             self._say(f"best checkpoint: {best}{chosen}")
 
 
+def _usage(verb: str) -> dict[str, str]:
+    """A line in the place of argparse's forty; the flags follow it with their explanations."""
+    return {"usage": f"vision {verb} --config FILE [--model.ARG V] [--data.ARG V] [--trainer.ARG V] [--ckpt_path C]"}
+
+
 def _input_error(error: BaseException | None) -> InputError | None:
     """The first InputError among the causes of an error."""
     while error is not None and not isinstance(error, InputError):
@@ -140,7 +146,7 @@ def run_lightning(arguments: list[str]) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, **{verb: _usage(verb) for verb in VERBS}},
         )
     except InputError:
         raise
