@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from scripts.cli import main
@@ -30,12 +31,13 @@ class Finished(NamedTuple):
 def vision(*arguments: str | Path) -> Finished:
     """The command in this process, which has its imports behind it."""
     out, err = io.StringIO(), io.StringIO()
-    argv = sys.argv[:]
+    argv, threads = sys.argv[:], torch.get_num_threads()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main([str(argument) for argument in arguments])
     finally:
         sys.argv[:] = argv
+        torch.set_num_threads(threads)  # the command shares the cores out anew
     return Finished(status, out.getvalue(), err.getvalue())
 
 

@@ -266,11 +266,12 @@ def test_weights_loaded_after_a_forward_pass_in_evaluation_take_effect() -> None
 
 
 @pytest.mark.parametrize("size", [224, 96])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.bfloat16, 0.1)])
 @torch.no_grad()
 def test_precision_can_change_after_a_forward_pass_in_evaluation(
     dtype: torch.dtype, tolerance: float, size: int
 ) -> None:
+    """Within the rounding of the coarser of the two: float32's is some 1e-5 of the largest logit after all layers."""
     network, x = tiny(), normal((2, 3, size, size))
     expected = network(x)
     logits = network.to(dtype)(x.to(dtype))
