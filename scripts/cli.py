@@ -89,8 +89,8 @@ def run(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console command: its exit status is 0, or 2 for an error that a user can put right."""
-    # Threads that wait by spinning steal the cores from the processes that decode images: on two cores training
-    # came out up to fifty times slower. Read by OpenMP when PyTorch is imported.
+    # Threads that wait by spinning steal the cores from the processes that decode images. Read by OpenMP when PyTorch
+    # is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

@@ -70,7 +70,7 @@ class VisionCLI(LightningCLI):
     def _share_processors(self, trainer: pl.Trainer) -> None:
         """Leaves a core to each process that decodes images; ``OMP_NUM_THREADS`` overrules this.
 
-        On two cores and with one such process EfficientViT-M0 trained about twice as fast on one thread as on two.
+        Threads of one sum wait for the slowest, which is the one that shares its core with the decoding.
         """
         if isinstance(trainer.accelerator, CPUAccelerator) and "OMP_NUM_THREADS" not in os.environ:
             workers = getattr(self.datamodule, "num_workers", 0)

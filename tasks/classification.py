@@ -115,8 +115,8 @@ class ImageClassifier(pl.LightningModule):
         distillation_tau: temperature of ``soft``.
         distillation_head: a second head for the teacher's part (EfficientViT); evaluation averages both.
         ema_decay: keep an exponential moving average of the weights, which is then what is validated and used.
-        channels_last: keep images and weights in the channels-last layout, in which convolutions are faster on CPU
-            (about 1.5 times in training EfficientViT) and on GPU with mixed precision.
+        channels_last: keep images and weights in the channels-last layout, in which convolutions are faster on CPU and,
+            with mixed precision, on GPU.
         agc: clip gradients adaptively (arXiv 2102.06171) to this share of each weight's norm.
         optimizer: its weight decay spares vectors, biases and what the network exempts.
         lr_batch: the optimizer's ``lr`` is meant for this many images a step and is scaled linearly to the run's

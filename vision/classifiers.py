@@ -103,7 +103,9 @@ def create_classifier(
             published = _timm_create(backbone, pretrained=True)
             _load_any_head(model, module.load_official(published.state_dict(), **settings).state_dict(), backbone)
         elif checkpoint is not None:
-            state = module.load_official(weights_of(checkpoint), **settings).state_dict()
+            state = module.load_official(
+                weights_of(read_checkpoint(checkpoint), str(checkpoint)), **settings
+            ).state_dict()
             _load_any_head(model, state, str(checkpoint))
         return model
     if distillation:
@@ -117,7 +119,7 @@ def create_classifier(
         options["img_size"] = image_size
     model = _timm_create(name, **options)
     if checkpoint is not None:
-        _load_any_head(model, weights_of(checkpoint), str(checkpoint))
+        _load_any_head(model, weights_of(read_checkpoint(checkpoint), str(checkpoint)), str(checkpoint))
     return model
 
 
@@ -158,13 +160,12 @@ def _load_any_head(model: nn.Module, state: Mapping[str, Tensor], source: str) -
     load_strict(model, {**kept, **new_head, **(offered if fits else {})}, source)
 
 
-def weights_of(source: str | Path | Mapping[str, Any]) -> StateDict:
-    """The network's tensors of a file, or of its content.
+def weights_of(content: Mapping[str, Any], source: str) -> StateDict:
+    """The network's tensors of a checkpoint's content; ``source`` is the file, for the errors.
 
     Of a training checkpoint of ours these are the averaged weights where it has them, else the trained ones.
     """
-    content = source if isinstance(source, Mapping) else read_checkpoint(source)
-    state = as_state_dict(content, "checkpoint" if isinstance(source, Mapping) else str(source))
+    state = as_state_dict(content, source)
     for prefix in ("ema.module.", "model."):
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if own:
@@ -184,7 +185,7 @@ def load_classifier(checkpoint: str | Path, backbone: str | None = None) -> tupl
         InputError: the file is unreadable or does not fit, or the network's name is needed.
     """
     content = read_checkpoint(checkpoint)
-    state = weights_of({k: v for k, v in content.items() if isinstance(v, Tensor)} or content)
+    state = weights_of(content, str(checkpoint))
     if isinstance(content.get(RECORD), Mapping):
         record = ClassifierRecord.from_dict(content[RECORD])
         model = create_classifier(

@@ -55,13 +55,8 @@ def _train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
     common = ["--config", file, "--trainer.default_root_dir", str(runs)]
     fit = ["fit", *common]
     kept = runs / name
-    # A training that was killed left its last checkpoint, and goes on from there.
-    record = out / "fit.done"
-    seconds = steps.run(fit, produces=record)
-    out.mkdir(parents=True, exist_ok=True)
-    if not record.exists():
-        record.write_text(str(_newest_run(kept)), encoding="utf-8")
-    run = Path(record.read_text(encoding="utf-8"))
+    seconds = steps.run(fit, produces=kept)
+    run = _newest_run(kept)
     best = run / "checkpoints" / "best.ckpt"
     tested = out / "test"
     steps.run(
