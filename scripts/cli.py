@@ -19,6 +19,7 @@ LIGHTNING_VERBS = {
 }
 OWN_VERBS = {
     "infer": "use a checkpoint on your own files: vision infer SYSTEM --input I --checkpoint C --out DIR",
+    "export": "write a checkpoint as ONNX, float and int8: vision export SYSTEM --checkpoint C --out DIR",
     "bench": "measure the systems: vision bench [SYSTEM ...] --out DIR",
     "list": "the systems, their configurations, and the data that each needs",
 }
@@ -44,18 +45,18 @@ systems: {", ".join(SYSTEMS)}
 """
 
 
-def _infer(arguments: Sequence[str]) -> None:
-    """Hands over to ``scripts/infer/<system>.py``."""
+def _hand_over(verb: str, arguments: Sequence[str]) -> None:
+    """To ``scripts/<verb>/<system>.py``."""
     system = arguments[0] if arguments else ""
     if system in ("-h", "--help"):
         print(
-            f"usage: vision infer SYSTEM ...\n\nsystems: {', '.join(SYSTEMS)}\n"
-            "'vision infer SYSTEM --help' has a system's options"
+            f"usage: vision {verb} SYSTEM ...\n\nsystems: {', '.join(SYSTEMS)}\n"
+            f"'vision {verb} SYSTEM --help' has a system's options"
         )
         return
     if system not in SYSTEMS:
-        raise InputError(f"infer: no system '{system}'{did_you_mean(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}")
-    importlib.import_module(f"scripts.infer.{system}").main(list(arguments[1:]))
+        raise InputError(f"{verb}: no system '{system}'{did_you_mean(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}")
+    importlib.import_module(f"scripts.{verb}.{system}").main(list(arguments[1:]))
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -73,8 +74,8 @@ def run(arguments: Sequence[str]) -> None:
         from scripts.lightning import run_lightning
 
         run_lightning(list(arguments))
-    elif verb == "infer":
-        _infer(arguments[1:])
+    elif verb in ("infer", "export"):
+        _hand_over(verb, arguments[1:])
     elif verb == "bench":
         from scripts.bench.command import main as bench
 

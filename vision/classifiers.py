@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +173,41 @@ def weights_of(content: Mapping[str, Any], source: str) -> StateDict:
     return state
 
 
-def load_classifier(checkpoint: str | Path, backbone: str | None = None) -> tuple[nn.Module, ClassifierRecord]:
+def load_classifier(
+    checkpoint: str | Path, backbone: str | None = None, image_size: tuple[int, int] | None = None
+) -> tuple[nn.Module, ClassifierRecord]:
     """A trained classifier from a file, in evaluation mode.
 
     Args:
         checkpoint: a training checkpoint of ours says everything itself; of a file of the official release or of
             timm, ``backbone`` says what it is, and outputs are called by ImageNet's names where there are 1000.
         backbone: a name for :func:`create_classifier`; not needed for our checkpoints.
+        image_size: (height, width) in pixels to use it at, by default the size that it was trained at.
 
     Raises:
-        InputError: the file is unreadable or does not fit, or the network's name is needed.
+        InputError: the file is unreadable or does not fit, the network's name is needed, or the network takes
+            one size only.
     """
+    model, record = _load(checkpoint, backbone)
+    if image_size is not None and image_size != record.preprocessing.size:
+        model = _resized(model, record.backbone, image_size)
+        record = replace(record, preprocessing=replace(record.preprocessing, size=image_size))
+    return model.eval(), record
+
+
+def _resized(model: nn.Module, backbone: str, image_size: tuple[int, int]) -> nn.Module:
+    if backbone in OWN:
+        resized: nn.Module = importlib.import_module(OWN[backbone]).load_official(
+            model.state_dict(), img_size=image_size
+        )
+        return resized
+    config = timm.get_pretrained_cfg(_timm_name(backbone))
+    if config is not None and config.fixed_input_size:
+        raise InputError(f"'{backbone}' takes images of one size only; leave the image size to the checkpoint")
+    return model
+
+
+def _load(checkpoint: str | Path, backbone: str | None) -> tuple[nn.Module, ClassifierRecord]:
     content = read_checkpoint(checkpoint)
     state = weights_of(content, str(checkpoint))
     if isinstance(content.get(RECORD), Mapping):
@@ -192,7 +216,7 @@ def load_classifier(checkpoint: str | Path, backbone: str | None = None) -> tupl
             record.backbone, len(record.class_names), record.preprocessing.size, distillation=record.distillation
         )
         load_strict(model, state, str(checkpoint))
-        return model.eval(), record
+        return model, record
     if backbone is None:
         raise InputError(f"{checkpoint}: does not say which network it belongs to; name it with --backbone")
     if backbone in OWN:
@@ -204,8 +228,7 @@ def load_classifier(checkpoint: str | Path, backbone: str | None = None) -> tupl
         classes = next((len(v) for k, v in state.items() if k in [f"{head}.weight" for head in heads]), 1000)
         model = create_classifier(backbone, classes)
         load_strict(model, state, str(checkpoint))
-    record = ClassifierRecord(backbone, _names(classes), preprocessing_of(backbone))
-    return model.eval(), record
+    return model, ClassifierRecord(backbone, _names(classes), preprocessing_of(backbone))
 
 
 def _names(classes: int) -> list[str]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.decoding import MAX_PIXELS, read_image
-from datamodules.image_folder import Collate, ImageDataset
-from datamodules.listing import Listing
-from datamodules.sampling import EvalSampler
-from datamodules.transforms import eval_transform
+from datamodules.decoding import read_image
 from scripts.arguments import Parser
-from scripts.infer.inputs import image_files, output_folder
-from vision.classifiers import load_classifier
+from scripts.infer.inputs import image_batches, image_files, output_folder
+from vision.classifiers import ClassifierRecord, load_classifier
 from vision.errors import InputError
 from vision.pictures import INK, MUTED, Picture, contact_sheet
 
@@ -34,7 +31,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="I", help="image files, folders or globs")
     parser.add_argument(
-        "--checkpoint", required=True, metavar="C", help="of 'vision fit', of the official release, or of timm"
+        "--checkpoint",
+        required=True,
+        metavar="C",
+        help="of 'vision fit', 'vision export' (.onnx), the official release, or timm",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
@@ -54,6 +54,19 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]})") from error
     return device
+
+
+def _network(
+    checkpoint: str, backbone: str | None, place: torch.device
+) -> tuple[Callable[[Tensor], Tensor], ClassifierRecord]:
+    if checkpoint.endswith(".onnx"):
+        from scripts.export.session import OnnxClassifier
+
+        exported = OnnxClassifier(checkpoint, place)
+        return exported, exported.record
+    model, record = load_classifier(checkpoint, backbone)
+    model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return lambda image: model(image.to(place, memory_format=torch.channels_last)), record
 
 
 def classify(
@@ -78,28 +91,17 @@ def classify(
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     place = _device(device)
-    model, record = load_classifier(checkpoint, backbone)
-    model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    listing = Listing(files, [0] * len(files), record.class_names)
-    dataset = ImageDataset(listing, eval_transform(record.preprocessing), MAX_PIXELS, substitute=False)
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EvalSampler(dataset, 1, 0),
-        collate_fn=Collate(record.preprocessing.size),
-        num_workers=num_workers,
-    )
+    network, record = _network(checkpoint, backbone, place)
     results: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
     # disable=None: no bar where the output is not a terminal.
     with torch.inference_mode(), tqdm(total=len(files), unit="image", disable=None) as progress:
-        for batch in loader:
+        for batch in image_batches(files, record.preprocessing, batch_size, num_workers):
             unreadable.update(batch["unreadable"])
             progress.update(len(batch["path"]) + len(batch["unreadable"]))
             if not batch["path"]:
                 continue
-            image = batch["image"].to(place, memory_format=torch.channels_last)
-            top = model(image).float().softmax(dim=1).topk(min(top_k, len(record.class_names)), dim=1)
+            top = network(batch["image"]).float().softmax(dim=1).topk(min(top_k, len(record.class_names)), dim=1)
             for path, indices, shares in zip(batch["path"], top.indices.tolist(), top.values.tolist(), strict=True):
                 named = [
                     {"class": record.class_names[i], "probability": round(share, 6)}

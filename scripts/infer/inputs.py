@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datamodules.decoding import SUFFIXES
-from datamodules.listing import find_images
+from torch.utils.data import DataLoader
+
+from datamodules.decoding import MAX_PIXELS, SUFFIXES
+from datamodules.image_folder import Collate, ImageDataset
+from datamodules.listing import Listing, find_images
+from datamodules.sampling import EvalSampler
+from datamodules.transforms import eval_transform
+from vision.batches import ImageBatch
 from vision.errors import InputError
+from vision.preprocessing import Preprocessing
 
 
-def image_files(inputs: Sequence[str]) -> list[str]:
+def image_files(inputs: Sequence[str], argument: str = "--input") -> list[str]:
     """The image files that the inputs name, each once, in their order.
 
     A folder gives the images at any depth below it, by their suffix. A file that is named itself is taken whatever
-    its suffix.
+    its suffix. ``argument`` is the flag that they were given with, for the errors.
 
     Raises:
         InputError: an input does not exist, or names no images.
@@ -24,16 +31,31 @@ def image_files(inputs: Sequence[str]) -> list[str]:
     for given in inputs:
         matches = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
-            raise InputError(f"--input: no such file, folder or pattern: {given}")
+            raise InputError(f"{argument}: no such file, folder or pattern: {given}")
         for match in matches:
             if not Path(match).is_dir():
                 files.append(match)
                 continue
             found = find_images(match)
             if not found:
-                raise InputError(f"--input: no images in {match} ({', '.join(SUFFIXES)})")
+                raise InputError(f"{argument}: no images in {match} ({', '.join(SUFFIXES)})")
             files += found
     return list(dict.fromkeys(files))
+
+
+def image_batches(
+    files: Sequence[str], preprocessing: Preprocessing, batch_size: int, num_workers: int = 0
+) -> Iterator[ImageBatch]:
+    """The images as a network takes them, in their order; unreadable ones are left out and named in the batch."""
+    listing = Listing(list(files), [0] * len(files), [""])
+    dataset = ImageDataset(listing, eval_transform(preprocessing), MAX_PIXELS, substitute=False)
+    yield from DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EvalSampler(dataset, 1, 0),
+        collate_fn=Collate(preprocessing.size),
+        num_workers=num_workers,
+    )
 
 
 def output_folder(path: str) -> Path:

@@ -1,8 +1,8 @@
 """A report as one HTML file that needs nothing else: pictures, charts and style are inside it."""
 
 from scripts.report.blocks import Block, Code, Curves, Figures, Picture, Pictures, Section, Table, Text
-from scripts.report.environment import environment
 from scripts.report.page import write_report
+from vision.measure.environment import environment
 
 __all__ = [
     "Block",

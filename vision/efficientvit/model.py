@@ -205,6 +205,7 @@ class CascadedGroupAttention(nn.Module):
         if len(kernels) < num_heads:
             raise InputError(f"kernels needs an entry for each of {num_heads} heads, got {list(kernels)}")
         self.key_dim = key_dim
+        self.scale = key_dim**-0.5
         self.value_dim = dim // num_heads
         self.grid = grid
         self.qkvs = nn.ModuleList(ConvBN(dim // num_heads, 2 * key_dim + self.value_dim) for _ in range(num_heads))
@@ -227,7 +228,7 @@ class CascadedGroupAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, dim, h, w) -> (B, dim, h, w)``; the map is one window."""
-        batch, _, height, width = x.shape
+        height, width = int(x.shape[2]), int(x.shape[3])  # int: constants in an exported graph
         bias = self.bias(height, width)
         slices = x.chunk(len(self.qkvs), dim=1)
         feature = slices[0]
@@ -237,8 +238,8 @@ class CascadedGroupAttention(nn.Module):
                 feature = feature + slices[i]
             q, k, v = qkv(feature).split([self.key_dim, self.key_dim, self.value_dim], dim=1)
             q, k, v = dw(q).flatten(2), k.flatten(2), v.flatten(2)
-            attention = ((q * self.key_dim**-0.5).transpose(1, 2) @ k + bias[i]).softmax(dim=-1)
-            feature = (v @ attention.transpose(1, 2)).reshape(batch, self.value_dim, height, width)
+            attention = ((q * self.scale).transpose(1, 2) @ k + bias[i]).softmax(dim=-1)
+            feature = (v @ attention.transpose(1, 2)).reshape(-1, self.value_dim, height, width)
             outputs.append(feature)
         out: Tensor = self.proj(torch.cat(outputs, dim=1))
         return out
@@ -272,16 +273,17 @@ class LocalWindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, dim, H, W) -> (B, dim, H, W)``."""
-        batch, dim, height, width = x.shape
+        dim, height, width = (int(size) for size in x.shape[1:])
         wh, ww = min(self.window, height), min(self.window, width)
         if (wh, ww) == (height, width):
             out: Tensor = self.attn(x)
             return out
-        x = F.pad(x, (0, -width % ww, 0, -height % wh))
-        rows, columns = x.shape[2] // wh, x.shape[3] // ww
-        x = x.view(batch, dim, rows, wh, columns, ww).permute(0, 2, 4, 1, 3, 5).reshape(-1, dim, wh, ww)
-        x = self.attn(x).view(batch, rows, columns, dim, wh, ww).permute(0, 3, 1, 4, 2, 5)
-        return x.reshape(batch, dim, rows * wh, columns * ww)[:, :, :height, :width]
+        if height % wh or width % ww:
+            x = F.pad(x, (0, -width % ww, 0, -height % wh))
+        rows, columns = -(-height // wh), -(-width // ww)
+        x = x.view(-1, dim, rows, wh, columns, ww).permute(0, 2, 4, 1, 3, 5).reshape(-1, dim, wh, ww)
+        x = self.attn(x).view(-1, rows, columns, dim, wh, ww).permute(0, 3, 1, 4, 2, 5)
+        return x.reshape(-1, dim, rows * wh, columns * ww)[:, :, :height, :width]
 
 
 class EfficientViTBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""The machine and the versions that a report's numbers come from; nothing that names a person or a host."""
+"""The machine and the versions that numbers come from; nothing that names a person or a host."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _PACKAGES = {
     "pytorch-lightning": ("pytorch-lightning",),
     "opencv": ("opencv-python", "opencv-python-headless"),
     "numpy": ("numpy",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -1,0 +1,1 @@
+"""``vision export``: one module a system, each with ``main(arguments)``."""

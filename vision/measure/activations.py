@@ -1,0 +1,84 @@
+"""The memory that training holds between the forward and the backward pass, counted exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
+
+
+def _tensors(known: Any) -> Iterator[Tensor]:
+    for leaf in pytree.tree_leaves(known):
+        if isinstance(leaf, nn.Module):
+            yield from leaf.parameters()
+            yield from leaf.buffers()
+        elif isinstance(leaf, Tensor):
+            yield leaf
+
+
+class SavedActivations:
+    """Counts what autograd keeps for the backward pass of everything that is computed in its ``with`` block.
+
+    Each storage counts once and whole, however many views of it are kept, so the figure is the memory that they hold
+    rather than the sizes of the tensors. It does not depend on the device. What a compiled graph or a custom
+    function keeps without ``save_for_backward`` is not seen.
+
+    Args:
+        known: modules and tensors (or collections of them) that are there anyway: the storages of their
+            parameters, of their buffers and of the tensors are left out.
+
+    Example:
+        >>> with SavedActivations(model, images) as saved:
+        ...     loss = model(images).sum()
+        >>> saved.bytes
+    """
+
+    def __init__(self, *known: Any) -> None:
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in _tensors(known)}
+        # Keeping the storages keeps their addresses from being given to others while the block runs.
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._storages[storage.data_ptr()] = storage
+        return tensor
+
+    def __enter__(self) -> Self:
+        self._bytes = 0
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, traceback)
+        self._bytes = sum(storage.nbytes() for storage in self._storages.values())
+        self._storages.clear()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes kept; known when the block has ended."""
+        return self._bytes
+
+
+def saved_activations(model: nn.Module, *inputs: Any) -> int:
+    """Bytes that one forward pass in training mode keeps for the backward pass.
+
+    Parameters, buffers and inputs are not counted, nor is a loss. Batch statistics are updated as in any training
+    step; the model's mode is put back.
+    """
+    training = model.training
+    model.train()
+    try:
+        with torch.enable_grad(), SavedActivations(model, inputs) as saved:
+            model(*inputs)
+    finally:
+        model.train(training)
+    return saved.bytes
