@@ -1,1 +1,1 @@
-"""``vision bench``: one module a system, each with ``measure(folder)``."""
+"""``vision bench``: one module a system, each with ``measure(options)`` and ``tables(result)``."""

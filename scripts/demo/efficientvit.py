@@ -48,7 +48,12 @@ def _pictures(folder: Path, data: str) -> Path:
     return target
 
 
-def _train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
+def train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
+    """Trains on built-in images, tests the best network, and tries it on pictures, by the commands a user would type.
+
+    Returns:
+        The folders ``run``, ``test`` and ``infer``, and ``figures``, the measures on the test images.
+    """
     file = str(_shown(CONFIGS / "efficientvit" / f"{config}.yaml"))
     out = steps.folder / data
     name = Path("efficientvit") / config
@@ -96,7 +101,7 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
         The report's section, and the figures by task for ``results.json``.
     """
     steps = Steps(folder / "efficientvit")
-    done = {data: _train(steps, folder / "runs", data, config) for data, config in TASKS.items()}
+    done = {data: train(steps, folder / "runs", data, config) for data, config in TASKS.items()}
     figures = {data: task["figures"] for data, task in done.items()}
     tested = {data: len(find_images(resolve_root(f"builtin:{data}") / "test")) for data in TASKS}
     cells = sum(len(test_cells(*picture.shape[:2])) for picture in photographs().values())

@@ -53,6 +53,8 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "Gemm"],
                 per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,  # x86 multiplies unsigned by signed, faster by twice
+                weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
         set_metadata(temporary, exported.record)

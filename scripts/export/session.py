@@ -53,8 +53,8 @@ def onnx_session(file: str | Path, device: str = "cpu", threads: int | None = No
         options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(str(file), options, providers=[provider])
-    # ONNX Runtime has an exception class for each of its status codes, with RuntimeError the only common base.
-    except (RuntimeError, ValueError) as error:
+    # ONNX Runtime has an exception class for each of its status codes, and no common base for them.
+    except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: not a network that ONNX Runtime can load ({reason})") from error
 
@@ -97,6 +97,13 @@ class OnnxClassifier:
         return record
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of a batch of any size."""
+        """Logits of a batch of any size.
+
+        Raises:
+            InputError: images of another size than the network takes.
+        """
+        size = self.record.preprocessing.size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
+            raise InputError(f"the network takes images (batch, 3, {size[0]}, {size[1]}), got {tuple(images.shape)}")
         (logits,) = self.session.run(None, {self._input: np.ascontiguousarray(images.numpy(), dtype=np.float32)})
         return torch.from_numpy(logits)

@@ -1,7 +1,7 @@
 """EfficientViT M0-M5 (CVPR 2023): networks, official checkpoints, and forms for inference."""
 
 from vision.efficientvit.checkpoint import load_official, to_official, to_timm
-from vision.efficientvit.deploy import DeployedEfficientViT, deploy, fuse
+from vision.efficientvit.deploy import DeployedEfficientViT, compile_deployed, deploy, fuse
 from vision.efficientvit.model import VARIANTS, EfficientViT, build, variant_config
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "DeployedEfficientViT",
     "EfficientViT",
     "build",
+    "compile_deployed",
     "deploy",
     "fuse",
     "load_official",

@@ -230,14 +230,16 @@ class CascadedGroupAttention(nn.Module):
         """``(B, dim, h, w) -> (B, dim, h, w)``; the map is one window."""
         height, width = int(x.shape[2]), int(x.shape[3])  # int: constants in an exported graph
         bias = self.bias(height, width)
-        slices = x.chunk(len(self.qkvs), dim=1)
+        slices = torch.split(x, self.value_dim, dim=1)
         feature = slices[0]
         outputs = []
         for i, (qkv, dw) in enumerate(zip(self.qkvs, self.dws, strict=True)):
             if i:
                 feature = feature + slices[i]
             q, k, v = qkv(feature).split([self.key_dim, self.key_dim, self.value_dim], dim=1)
-            q, k, v = dw(q).flatten(2), k.flatten(2), v.flatten(2)
+            # Not flatten: in an exported graph it asks for the shape each time.
+            q, k = (channels.reshape(-1, self.key_dim, height * width) for channels in (dw(q), k))
+            v = v.reshape(-1, self.value_dim, height * width)
             attention = ((q * self.scale).transpose(1, 2) @ k + bias[i]).softmax(dim=-1)
             feature = (v @ attention.transpose(1, 2)).reshape(-1, self.value_dim, height, width)
             outputs.append(feature)

@@ -1,0 +1,94 @@
+"""The forms that a classifier can be run in, as contenders of a comparison."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+
+from scripts.export.graph import write_onnx
+from scripts.export.session import onnx_session
+
+Contender: TypeAlias = Callable[[Tensor], Any]
+
+
+def vary(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random normalisations and bias tables, in place of initial ones that leave whole branches at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
+            mean, variance = cast("Tensor", module.running_mean), cast("Tensor", module.running_var)
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+                mean.normal_(0, 0.1, generator=generator)
+                variance.uniform_(0.5, 1.5, generator=generator)
+    for name, parameter in model.named_parameters():
+        if name.endswith("attention_biases"):
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+    return model.eval()
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """The form that timm itself has for inference: batch normalisations and parallel branches folded."""
+    folded: nn.Module = reparameterize_model(copy.deepcopy(model)).eval()
+    return folded
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """A copy in PyTorch's channels-last layout."""
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+
+def traced(model: nn.Module, images: Tensor) -> Contender:
+    """``torch.jit.trace``, as in the official speed test."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        contender: Contender = torch.jit.trace(model, images)  # type: ignore[no-untyped-call]
+    return contender
+
+
+def compiled(model: nn.Module, **options: Any) -> Contender:
+    """``torch.compile``; it compiles at the first call.
+
+    ``options`` are inductor's. They are set globally during that call as well, since some (``freezing``) are not
+    heeded otherwise in PyTorch 2.15.
+    """
+    function = torch.compile(model, options=options or None)
+    ready = False
+
+    def run(images: Tensor) -> Any:
+        nonlocal ready
+        if ready:
+            return function(images)
+        with torch._inductor.config.patch(options):
+            ready = True
+            return function(images)
+
+    return run
+
+
+def onnx_runtime(model: nn.Module, file: Path, image_size: tuple[int, int]) -> Contender:
+    """Exported to ``file`` and run on one thread."""
+    if not file.exists():
+        write_onnx(model, file, image_size)
+    return onnx_contender(file)
+
+
+def onnx_contender(file: Path) -> Contender:
+    """An ONNX file on one thread."""
+    session = onnx_session(file, threads=1)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images.numpy()})
+
+
+def laid_out(contender: Contender, images: Tensor) -> Contender:
+    """A contender that is given its images in the channels-last layout, converted beforehand."""
+    converted = images.contiguous(memory_format=torch.channels_last)
+    return lambda _images: contender(converted)
