@@ -19,6 +19,7 @@ from scripts.bench.forms import (
     compiled,
     fused,
     laid_out,
+    library_share,
     onnx_contender,
     onnx_runtime,
     traced,
@@ -40,6 +41,7 @@ __all__ = ["measure", "tables"]
 
 SIZE = (224, 224)
 QUICK = ("efficientvit_m0", "efficientvit_m4")
+PROFILED = ("efficientvit_m0", "efficientvit_m4")
 LEAST_TOP1 = {"photographs": 0.90, "digits": 0.97}  # on unseen images
 MOST_SECONDS = 240.0  # of training, both together
 OURS, THEIRS = "ours", "timm"
@@ -126,8 +128,8 @@ def _cpu_forms(name: str, images: Tensor, options: Options, int8: Path | None) -
         "timm traced": laid_out(traced(folded_last, images.contiguous(memory_format=torch.channels_last)), images),
     }
     if not options.quick:
+        forms["timm compiled"] = laid_out(compiled(channels_last(folded), cpp_wrapper=True), images)
         settings = {"freezing": True, "cpp_wrapper": True}
-        forms["timm compiled"] = laid_out(compiled(channels_last(folded)), images)
         forms["timm compiled, frozen"] = laid_out(compiled(channels_last(folded), **settings), images)
     forms["timm onnxruntime"] = onnx_runtime(folded, options.folder / f"timm-{name}.onnx", SIZE)
     forms["ours eager"] = ours
@@ -222,7 +224,19 @@ def _forms(options: Options, int8: Mapping[str, Path]) -> tuple[list[Any], list[
             found = _time(forms, images, options)
             rows += _rows(found, "forms", batch, "timm fused", {form: (name, form) for form in forms})
             claims += _form_claims(name, batch, found, options)
+            if cpu and not options.quick and name in PROFILED:
+                rows.append(_profiled(name, batch, deploy(_pair(name)[0]), images))
     return rows, claims
+
+
+def _profiled(name: str, batch: int, deployed: nn.Module, images: Tensor) -> dict[str, Any]:
+    """How much of our compiled form is products and convolutions of libraries, which every form has.
+
+    Compiled without the C++ wrapper, whose calls the profiler does not see.
+    """
+    share = library_share(compiled(deployed), images.contiguous(memory_format=torch.channels_last))
+    row = {"name": f"{name}, deploy, compiled, batch {batch}, profiled", "group": "profile", "network": name}
+    return {**row, "batch": batch, "metrics": {"library_share": rounded(share, 3)}}
 
 
 def _peers(options: Options) -> tuple[list[Any], list[Any]]:

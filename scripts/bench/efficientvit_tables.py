@@ -106,6 +106,16 @@ def _forms(rows: Sequence[Row], batch: int) -> str:
     return markdown(["", "timm fused, ms", *(_FORMS[form] for form in present)], cells) if cells else ""
 
 
+def _profile(rows: Sequence[Row]) -> str:
+    shares = [
+        f"{_short(row['network'])}, batch {row['batch']}: {row['metrics']['library_share']:.0%}"
+        for row in _group(rows, "profile")
+    ]
+    if not shares:
+        return ""
+    return f"Share of the compiled form's time in libraries' matrix products and convolutions: {'; '.join(shares)}."
+
+
 def _speed(rows: Sequence[Row], network: str, form: str, batch: int) -> float | None:
     for row in _group(rows, "peers"):
         if (row["network"], row["form"], row["batch"]) == (network, form, batch):
@@ -197,6 +207,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
         "counts": _counts(rows),
         **{f"forms_{name}": "" for name in ("single", "batch")},
         **forms,
+        "profile": _profile(rows),
         "peers": _peers(rows),
         "reading": _reading(rows),
         "int8": _int8(rows),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, TypeAlias, cast
 import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from scripts.export.graph import write_onnx
 from scripts.export.session import onnx_session
 
+LIBRARY = re.compile(r"^(aten|mkldnn|mkl)::.*(mm|conv2d_forward|convolution|_pointwise|_mkl_linear)$")  # operators
 Contender: TypeAlias = Callable[[Tensor], Any]
 
 
@@ -86,6 +89,23 @@ def onnx_contender(file: Path) -> Contender:
     session = onnx_session(file, threads=1)
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images.numpy()})
+
+
+def library_share(contender: Contender, images: Tensor) -> float:
+    """The share of a call's time, on one thread, that PyTorch spends in libraries' products and convolutions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            contender(images)
+            with profile(activities=[ProfilerActivity.CPU]) as profiled:
+                for _ in range(5):
+                    contender(images)
+    finally:
+        torch.set_num_threads(threads)
+    events = profiled.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    return float(sum(event.self_cpu_time_total for event in events if LIBRARY.search(event.key)) / total)
 
 
 def laid_out(contender: Contender, images: Tensor) -> Contender:
