@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench figures clean
 
 setup: $(STAMP)
 
@@ -26,9 +26,15 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m scripts.bench.pages --check
 
+# Every system, measured in full (the better part of an hour); then the pages' figures.
 bench: setup
 	@$(BIN)/vision bench --out benchmarks
+
+# The figures of the README and of docs/, from the results in benchmarks/.
+figures: setup
+	@$(BIN)/python -m scripts.bench.pages
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -13,6 +13,8 @@ def quieten() -> None:
     for name in ("pytorch_lightning", "lightning_fabric"):
         for part in ("", ".utilities.rank_zero", ".utilities.seed", ".utilities.distributed"):
             logging.getLogger(name + part).addFilter(lambda record: record.levelno >= logging.WARNING)
+    # torch.compile on a machine without a GPU says so each time.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: record.levelno > logging.WARNING)
     os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on workers and the like
     for module in ("torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "albumentations", "timm"):
         warnings.filterwarnings("ignore", module=rf"{module}\..*")

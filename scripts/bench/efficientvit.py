@@ -34,13 +34,14 @@ from scripts.export.session import OnnxClassifier
 from scripts.infer.inputs import image_batches
 from vision.classifiers import ClassifierRecord, load_classifier
 from vision.efficientvit import VARIANTS, EfficientViT, build, compile_deployed, deploy, to_timm
-from vision.measure import Comparison, compare, count_macs, count_parameters, saved_activations
+from vision.measure import Comparison, compare, count_macs, count_parameters, peak_memory, saved_activations
 from vision.preprocessing import Preprocessing
 
 __all__ = ["measure", "tables"]
 
 SIZE = (224, 224)
 QUICK = ("efficientvit_m0", "efficientvit_m4")
+QUICK_PEERS = ("mobilenetv3_large_100", "mobilenetv4_conv_small")
 PROFILED = ("efficientvit_m0", "efficientvit_m4")
 LEAST_TOP1 = {"photographs": 0.90, "digits": 0.97}  # on unseen images
 MOST_SECONDS = 240.0  # of training, both together
@@ -222,11 +223,21 @@ def _forms(options: Options, int8: Mapping[str, Path]) -> tuple[list[Any], list[
             forms = _cpu_forms(name, images, options, int8.get(name)) if cpu else _cuda_forms(name, images, options)
             _say(f"{name}, batch {batch}")
             found = _time(forms, images, options)
-            rows += _rows(found, "forms", batch, "timm fused", {form: (name, form) for form in forms})
+            timed = _rows(found, "forms", batch, "timm fused", {form: (name, form) for form in forms})
+            if not cpu:
+                for row in timed:
+                    row["metrics"]["peak_memory_mib"] = _peak(forms[row["form"]], images)
+            rows += timed
             claims += _form_claims(name, batch, found, options)
             if cpu and not options.quick and name in PROFILED:
                 rows.append(_profiled(name, batch, deploy(_pair(name)[0]), images))
     return rows, claims
+
+
+@torch.no_grad()
+def _peak(contender: Contender, images: Tensor) -> float | None:
+    grown = peak_memory(lambda: contender(images), images.device)
+    return None if grown is None else rounded(grown / 2**20)
 
 
 def _profiled(name: str, batch: int, deployed: nn.Module, images: Tensor) -> dict[str, Any]:
@@ -244,7 +255,8 @@ def _peers(options: Options) -> tuple[list[Any], list[Any]]:
     cpu = options.device.type == "cpu"
     ours = QUICK if options.quick else tuple(VARIANTS)
     networks: dict[str, tuple[nn.Module, int]] = {name: (deploy(_pair(name)[0]), SIZE[0]) for name in ours}
-    networks |= {name: (fused(vary(timm.create_model(name))), peer.size) for name, peer in PEERS.items()}
+    for name in QUICK_PEERS if options.quick else PEERS:
+        networks[name] = fused(vary(timm.create_model(name))), PEERS[name].size
     rows, claims = [], []
     for batch in (1,) if options.quick else (1, 16) if cpu else (1, 256):
         contenders: dict[str, Contender] = {}
@@ -389,7 +401,7 @@ def _counting_claims(counts: Sequence[Mapping[str, Any]], equal: float) -> list[
 def measure(options: Options) -> Measured:
     """Everything on the page of EfficientViT; the quick form leaves out training, compilers, batches, variants."""
     _say("counting")
-    counts = [_counted(name) for name in (*VARIANTS, *PEERS)]
+    counts = [_counted(name) for name in (*VARIANTS, *(QUICK_PEERS if options.quick else PEERS))]
     equal = max(_deploy_difference(_pair(name)[0]) for name in VARIANTS)
     claims = _counting_claims(counts, equal)
     int8: dict[str, Path] = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -86,9 +88,22 @@ def onnx_runtime(model: nn.Module, file: Path, image_size: tuple[int, int]) -> C
 
 def onnx_contender(file: Path) -> Contender:
     """An ONNX file on one thread."""
-    session = onnx_session(file, threads=1)
+    session = onnx_session(file, "cpu", threads=1)
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images.numpy()})
+
+
+@contextlib.contextmanager
+def _errors_hidden() -> Iterator[None]:
+    """What native code writes to the error output is lost: the profiler tells of each start, and of missing GPUs."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def library_share(contender: Contender, images: Tensor) -> float:
@@ -98,7 +113,7 @@ def library_share(contender: Contender, images: Tensor) -> float:
     try:
         with torch.no_grad():
             contender(images)
-            with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            with _errors_hidden(), profile(activities=[ProfilerActivity.CPU]) as profiled:
                 for _ in range(5):
                     contender(images)
     finally:

@@ -69,7 +69,7 @@ def differences(model: nn.Module, file: Path, record: ClassifierRecord) -> tuple
 
     Both as shares of the largest logit, the worst of some batches.
     """
-    exported, exact = OnnxClassifier(file), copy.deepcopy(model).double()
+    exported, exact = OnnxClassifier(file, "cpu"), copy.deepcopy(model).double()
     worst = [0.0, 0.0]
     generator = torch.Generator().manual_seed(0)
     for batch in CHECKED_BATCHES:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vision.classifiers import ClassifierRecord
 from vision.errors import InputError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}  # the better one first
 
 
 def require(package: str) -> Any:
@@ -29,12 +29,12 @@ def require(package: str) -> Any:
         raise InputError(f"this needs {package}, which is not installed: pip install 'frugal-vision[onnx]'") from error
 
 
-def onnx_session(file: str | Path, device: str = "cpu", threads: int | None = None) -> Any:
+def onnx_session(file: str | Path, device: str | None = None, threads: int | None = None) -> Any:
     """An ``onnxruntime.InferenceSession``.
 
     Args:
         file: the network.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; by default a GPU where this ONNX Runtime can use one.
         threads: within an operation; by default ONNX Runtime's own choice, a thread a core.
 
     Raises:
@@ -44,27 +44,26 @@ def onnx_session(file: str | Path, device: str = "cpu", threads: int | None = No
     file = Path(file)
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    provider = PROVIDERS.get(device)
-    if provider not in ort.get_available_providers():
-        raise InputError(f"{file}: this ONNX Runtime cannot use '{device}' (it has {', '.join(_devices(ort))})")
+    devices = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
+    device = device or devices[0]
+    if device not in devices:
+        raise InputError(f"{file}: this ONNX Runtime cannot use '{device}' (it has {', '.join(devices)})")
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about its own choices
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(file), options, providers=[provider])
+        return ort.InferenceSession(str(file), options, providers=[PROVIDERS[device]])
     # ONNX Runtime has an exception class for each of its status codes, and no common base for them.
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: not a network that ONNX Runtime can load ({reason})") from error
 
 
-def _devices(ort: Any) -> list[str]:
-    return [device for device, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
-
-
 class OnnxClassifier:
     """A file of ``vision export``: ``(B, 3, H, W)`` float images to ``(B, classes)`` logits, both on the CPU.
+
+    The arguments are those of :func:`onnx_session`.
 
     Attributes:
         record: class names and preprocessing, from the file's metadata.
@@ -73,8 +72,8 @@ class OnnxClassifier:
         InputError: the file is not a classifier that ``vision export`` wrote.
     """
 
-    def __init__(self, file: str | Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
-        self.session = onnx_session(file, torch.device(device).type, threads)
+    def __init__(self, file: str | Path, device: str | None = None, threads: int | None = None) -> None:
+        self.session = onnx_session(file, device, threads)
         self.record = self._read_record(Path(file))
 
     def _read_record(self, file: Path) -> ClassifierRecord:

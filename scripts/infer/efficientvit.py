@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from datamodules.decoding import read_image
 from scripts.arguments import Parser
+from scripts.export.session import OnnxClassifier
 from scripts.infer.inputs import image_batches, image_files, output_folder
 from vision.classifiers import ClassifierRecord, load_classifier
+from vision.efficientvit import EfficientViT, deploy
 from vision.errors import InputError
 from vision.pictures import INK, MUTED, Picture, contact_sheet
 
@@ -57,14 +59,17 @@ def _device(name: str | None) -> torch.device:
 
 
 def _network(
-    checkpoint: str, backbone: str | None, place: torch.device
+    checkpoint: str, backbone: str | None, device: str | None
 ) -> tuple[Callable[[Tensor], Tensor], ClassifierRecord]:
+    place = _device(device)
     if checkpoint.endswith(".onnx"):
-        from scripts.export.session import OnnxClassifier
-
-        exported = OnnxClassifier(checkpoint, place)
+        if backbone is not None:
+            raise InputError(f"{checkpoint}: an exported file says which network it is; leave out --backbone")
+        exported = OnnxClassifier(checkpoint, device and place.type)
         return exported, exported.record
     model, record = load_classifier(checkpoint, backbone)
+    if isinstance(model, EfficientViT):
+        model = deploy(model)
     model = model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lambda image: model(image.to(place, memory_format=torch.channels_last)), record
 
@@ -90,8 +95,7 @@ def classify(
     for name, value in (("--top-k", top_k), ("--batch-size", batch_size)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    place = _device(device)
-    network, record = _network(checkpoint, backbone, place)
+    network, record = _network(checkpoint, backbone, device)
     results: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
     # disable=None: no bar where the output is not a terminal.

@@ -46,7 +46,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     shown = "import sys, scripts.cli as c; c.main(['--help']); print({'torch', 'timm', 'cv2'} & sys.modules.keys())"
     finished = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True, cwd=ROOT)
     assert finished.stdout.endswith("set()\n")
-    for verb in ("fit", "validate", "test", "predict", "infer", "list"):
+    for verb in ("fit", "validate", "test", "predict", "infer", "export", "bench", "list"):
         assert f"  {verb} " in finished.stdout
 
 

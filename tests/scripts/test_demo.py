@@ -36,6 +36,26 @@ def test_it_learns_what_it_claims(demo):
 
 
 @pytest.mark.timeout(900)
+def test_exported_networks_decide_as_the_trained_ones(demo):
+    folder, _ = demo
+    for data in ("photographs", "digits"):
+        told = json.loads((folder / "efficientvit" / data / "export" / "export.json").read_text())
+        assert told["float"]["largest_relative_difference"] <= 1e-4
+        assert abs(told["int8"]["top1_drop_points"]) <= 1.0
+
+
+@pytest.mark.timeout(900)
+def test_short_benchmark_counts_what_the_paper_counts(demo):
+    """Its timings are not tested; what is counted, and that forms agree, does not depend on the machine."""
+    folder, _ = demo
+    result = json.loads((folder / "efficientvit" / "bench" / "efficientvit.json").read_text())
+    claims = {entry["id"]: entry for entry in result["claims"]}
+    for name in ("parameters", "macs", "deploy_equal", "saved_activations", "onnx_equal"):
+        assert claims[name]["holds"], claims[name]
+    assert result["left_out"]
+
+
+@pytest.mark.timeout(900)
 def test_the_report_opens(demo):
     folder, _ = demo
     count = "document.body.dataset.bad = [...document.images].filter(i => !i.naturalWidth).length;"
@@ -43,6 +63,7 @@ def test_the_report_opens(demo):
     page = render(folder / "report.html", script=count)
     assert 'data-bad="0"' in page
     assert 'data-all="0"' not in page
+    assert "Beside other small networks" in page
     assert "vision fit --config configs/efficientvit/demo.yaml" in page
 
 

@@ -214,6 +214,15 @@ def test_onnx_files_of_something_else(folder, tmp_path, kind, words):
     assert words in line
 
 
+def test_flags_that_an_exported_file_does_not_take(folder, tmp_path):
+    file = folder / "out" / "efficientvit_m0.onnx"
+    line = error_line(
+        *["infer", "efficientvit", "--checkpoint", file, "--out", tmp_path, "--input", folder / "test"],
+        *["--backbone", "efficientvit_m0"],
+    )
+    assert "an exported file says which network it is; leave out --backbone" in line
+
+
 def test_missing_package_is_named_with_its_extra(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     line = error_line(*command(folder, tmp_path / "out"))
