@@ -129,7 +129,7 @@ def _cpu_forms(name: str, images: Tensor, options: Options, int8: Path | None) -
         "timm traced": laid_out(traced(folded_last, images.contiguous(memory_format=torch.channels_last)), images),
     }
     if not options.quick:
-        forms["timm compiled"] = laid_out(compiled(channels_last(folded), cpp_wrapper=True), images)
+        forms["timm compiled"] = laid_out(compiled(channels_last(folded)), images)
         settings = {"freezing": True, "cpp_wrapper": True}
         forms["timm compiled, frozen"] = laid_out(compiled(channels_last(folded), **settings), images)
     forms["timm onnxruntime"] = onnx_runtime(folded, options.folder / f"timm-{name}.onnx", SIZE)
@@ -262,9 +262,9 @@ def _peers(options: Options) -> tuple[list[Any], list[Any]]:
         contenders: dict[str, Contender] = {}
         names: dict[str, tuple[str, str]] = {}
         for name, (network, size) in networks.items():
-            images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+            images = torch.randn(batch, 3, size, size)
             if not cpu:
-                images = images.to(options.device).half()
+                images = images.to(options.device, memory_format=torch.channels_last).half()
                 network = channels_last(network).to(options.device).half()
             contenders[f"{name} eager"] = _given(network, images)
             names[f"{name} eager"] = (name, "eager")
@@ -291,7 +291,7 @@ def _paper_claims(found: Comparison, batch: int, options: Options) -> list[dict[
     m5 = found.speedup("efficientvit_m5 eager", over="mobilenetv3_large_100 eager")
     m2 = found.speedup("efficientvit_m2 eager", over="mobilevit_xxs eager")
     if options.device.type != "cpu":
-        text = "(paper: V100, batch 2048; here: fp16, eager, batch {batch}), at least"
+        text = f"(paper: V100, batch 2048; here: fp16, eager, batch {batch}), at least"
         return [
             claim("paper_m5_gpu", f"M5 over MobileNetV3-Large on a GPU {text}", m5, at_least=1.404, source="paper"),
             claim("paper_m2_gpu", f"M2 over MobileViT-XXS on a GPU {text}", m2, at_least=5.8, source="paper"),
