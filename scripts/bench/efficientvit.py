@@ -320,7 +320,7 @@ def _exports(options: Options) -> tuple[dict[str, Path], dict[str, float]]:
     for name in QUICK if options.quick else VARIANTS:
         file = options.folder / f"{name}.onnx"
         record = _record(name)
-        differences[name] = export_classifier(_pair(name)[0], record, file)
+        differences[name] = export_classifier(_pair(name)[0], record, file).difference
         if options.quick and name != "efficientvit_m4":
             continue
         int8[name] = file.with_suffix(".int8.onnx")

@@ -97,20 +97,26 @@ def main(arguments: list[str]) -> None:
         InputError: for whatever a user can put right.
     """
     options = _parser().parse_args(arguments)
-    require("onnx"), require("onnxruntime")
+    for package in ("onnx", "onnxruntime"):
+        require(package)
     if options.evaluate and not options.int8:
         raise InputError("--evaluate compares int8 with float: it needs --int8")
     images = _images(options.int8, options.evaluate) if options.int8 else None
     model, record = load_classifier(options.checkpoint, options.backbone, _size(options.image_size))
     folder = output_folder(options.out)
     file = folder / f"{record.backbone.replace(':', '-').replace('/', '-')}.onnx"
-    difference = export_classifier(model, record, file)
+    agreement = export_classifier(model, record, file)
     result: dict[str, Any] = {
-        "float": {"file": file.name, "bytes": file.stat().st_size, "largest_relative_difference": difference}
+        "float": {
+            "file": file.name,
+            "bytes": file.stat().st_size,
+            "largest_relative_difference": agreement.difference,
+            "relative_rounding_of_pytorch": agreement.rounding,
+        }
     }
     print(
-        f"vision: {file}: {file.stat().st_size / 1e6:.1f} MB, logits within {difference:.0e} of PyTorch's "
-        f"(relative to the largest)"
+        f"vision: {file}: {file.stat().st_size / 1e6:.1f} MB, logits within {agreement.difference:.0e} of PyTorch's "
+        f"(of the largest; PyTorch's own rounding: {agreement.rounding:.0e})"
     )
     if images is not None:
         result["int8"] = int8 = _write_int8(file, *images)

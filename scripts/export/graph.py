@@ -7,7 +7,9 @@ import copy
 import io
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from timm.utils.model import reparameterize_model
@@ -30,14 +32,14 @@ def inference_form(model: nn.Module) -> nn.Module:
     return reparameterize_model(copy.deepcopy(model)).eval()
 
 
-def write_onnx(model: nn.Module, file: Path, image_size: tuple[int, int], channels: int = 3) -> None:
-    """Writes ``images (batch, channels, H, W) -> logits (batch, classes)``; the batch is free, the size is fixed.
+def write_onnx(model: nn.Module, file: Path, image_size: tuple[int, int]) -> None:
+    """Writes ``images (batch, 3, H, W) -> logits (batch, classes)``; the batch is free, the size is fixed.
 
     Raises:
         InputError: the package ``onnx`` is missing.
     """
     require("onnx")
-    images = torch.zeros(2, channels, *image_size, device=next(model.parameters()).device)
+    images = torch.zeros(2, 3, *image_size, device=next(model.parameters()).device)
     # The exporter advises another one, and warns of every size that becomes a constant, which is meant here.
     with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -64,11 +66,20 @@ def set_metadata(file: Path, record: ClassifierRecord) -> None:
     onnx.save(content, file)
 
 
-def differences(model: nn.Module, file: Path, record: ClassifierRecord) -> tuple[float, float]:
-    """How far the logits of the file are from PyTorch's on the same inputs, and PyTorch's from those in float64.
+class Agreement(NamedTuple):
+    """Shares of the largest logit, the worst of some batches of random images.
 
-    Both as shares of the largest logit, the worst of some batches.
+    Attributes:
+        difference: between the file's logits and PyTorch's.
+        rounding: between PyTorch's logits in float32 and in float64.
     """
+
+    difference: float
+    rounding: float
+
+
+def agreement(model: nn.Module, file: Path, record: ClassifierRecord) -> Agreement:
+    """Runs the file and the network on the same inputs."""
     exported, exact = OnnxClassifier(file, "cpu"), copy.deepcopy(model).double()
     worst = [0.0, 0.0]
     generator = torch.Generator().manual_seed(0)
@@ -78,19 +89,16 @@ def differences(model: nn.Module, file: Path, record: ClassifierRecord) -> tuple
             expected, reference = model(images), exact(images.double())
         for i, (found, wanted) in enumerate(((exported(images), expected), (expected, reference))):
             worst[i] = max(worst[i], float((found - wanted).abs().max() / wanted.abs().max()))
-    return worst[0], worst[1]
+    return Agreement(*worst)
 
 
-def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) -> float:
+def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) -> Agreement:
     """Exports a classifier in evaluation mode, on the CPU.
 
     Args:
         model: any classifier of :func:`vision.classifiers.create_classifier`.
         record: goes into the file's metadata.
         file: to write; an older one is replaced when the new one has passed its check.
-
-    Returns:
-        The largest difference from ``model``, as a share of the largest logit.
 
     Raises:
         InputError: a package is missing, the file cannot be written, the network cannot be exported, or the
@@ -99,15 +107,14 @@ def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) ->
     temporary = file.with_name(f".{file.name}.part")
     try:
         write_onnx(inference_form(model), temporary, record.preprocessing.size)
-        # A second head has become part of the first.
-        set_metadata(temporary, record)
-        difference, rounding = differences(model, temporary, record)
+        set_metadata(temporary, replace(record, distillation=False))  # a second head has become part of the first
+        found = agreement(model, temporary, record)
         # Weights that magnify PyTorch's own rounding magnify ONNX Runtime's as well.
-        allowed = max(TOLERANCE, 10 * rounding)
-        if not difference <= allowed:
+        allowed = max(TOLERANCE, 10 * found.rounding)
+        if not found.difference <= allowed:
             raise InputError(
-                f"{file}: the exported network differs from PyTorch's by {difference:.1e} of the largest logit (at "
-                f"most {allowed:.0e} is allowed); the file was not kept"
+                f"{file}: the exported network differs from PyTorch's by {found.difference:.1e} of the largest logit "
+                f"(at most {allowed:.0e} is allowed); the file was not kept"
             )
         temporary.replace(file)
     except OSError as error:
@@ -118,4 +125,4 @@ def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) ->
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return difference
+    return found
