@@ -1,1 +1,1 @@
-"""``vision bench``: one module a system, each with ``measure(options)`` and ``tables(result)``."""
+"""``vision bench``: one module a system, with ``measure(options)``, ``tables(result)`` and ``pictures(result)``."""

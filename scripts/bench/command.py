@@ -27,25 +27,34 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]})") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device takes cpu or cuda, got '{name}'")
     return device
 
 
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
 def _write(folder: Path, system: str, device: torch.device, measured: Measured) -> str:
+    """The result's files, the figures themselves first, so that a fault in what shows them loses nothing."""
     file = folder / (system if device.type == "cpu" else f"{system}-{device.type}")
     result: dict[str, Any] = {"environment": environment(), **asdict(measured)}
-    result["pictures"] = sorted(f"{name}.png" for name in measured.pictures)
-    tables: dict[str, str] = importlib.import_module(f"scripts.bench.{system}").tables(result)
-    for name, picture in measured.pictures.items():
-        Image.fromarray(picture).save(folder / f"{name}.png", optimize=True)
-    file.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    parts = [f"# {system}", f"{measured.setting}", environment_line(result["environment"])]
+    _write_text(file.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    module = importlib.import_module(f"scripts.bench.{system}")
+    tables: dict[str, str] = module.tables(result)
+    parts = [f"# {system}", measured.setting, environment_line(result["environment"])]
     if measured.left_out:
         parts.append("Left out: " + "; ".join(measured.left_out) + ".")
-    parts += [table for name, table in tables.items() if table and name != "claims"]
-    parts += [f"![{name}]({name})" for name in result["pictures"]]
+    parts += [table for name, table in tables.items() if table and name not in ("claims", "setting")]
+    for name, picture in module.pictures(result).items():
+        Image.fromarray(picture).save(folder / f"{file.name}{name}.png", optimize=True)
+        parts.append(f"![{file.name}]({file.name}{name}.png)")
     parts += ["## Claims", claims_table(measured.claims)]
     text = "\n\n".join(parts) + "\n"
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    _write_text(file.with_suffix(".md"), text)
     return text
 
 
@@ -76,6 +85,7 @@ def main(arguments: list[str]) -> None:
             print(f"\n{_write(folder, system, device, measured)}", flush=True)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
-    if folder.resolve() == ROOT / "benchmarks":
+    # A short result lacks what the pages show.
+    if folder.resolve() == ROOT / "benchmarks" and not options.quick:
         for page in pages():
             page.write_text(filled(page), encoding="utf-8")

@@ -79,6 +79,15 @@ def compiled(model: nn.Module, **options: Any) -> Contender:
     return run
 
 
+def compiler_trouble() -> str | None:
+    """Why ``torch.compile`` does not work here (most often: no C++ compiler), or None where it does."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1))
+    except Exception as error:  # noqa: BLE001 (a compiler's troubles come in any class)
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
 def onnx_runtime(model: nn.Module, file: Path, image_size: tuple[int, int]) -> Contender:
     """Exported to ``file`` and run on one thread."""
     if not file.exists():

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vision.measure import Spread
-from vision.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,12 @@ class Measured:
             need to find it.
         claims: as :func:`claim` makes them.
         left_out: what the quick form or the device did not allow.
-        pictures: by the name that their file gets.
     """
 
     setting: str
     rows: Sequence[Mapping[str, Any]]
     claims: Sequence[Mapping[str, Any]]
     left_out: Sequence[str] = ()
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
 def rounded(value: float, digits: int = 4) -> float:

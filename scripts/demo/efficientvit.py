@@ -124,14 +124,15 @@ def _beside_others(steps: Steps, measured: Mapping[str, Any]) -> list[Any]:
     latency: dict[str, dict[str, float]] = {}
     for row in measured["rows"]:
         if row["group"] == "peers":
-            latency.setdefault(row["network"], {})[row["form"]] = row["metrics"]["latency_ms"]
+            of, form = latency.setdefault(row["network"], {}), row["form"].split(",")[0]
+            of[form] = min(row["metrics"]["latency_ms"], of.get(form, float("inf")))
     rows = [
         [
             network,
             f"{counts[network]['parameters'] / 1e6:.1f}",
             f"{counts[network]['macs'] / 1e6:.0f}",
             f"{counts[network]['saved_activations_mib_per_image']:.1f}",
-            f"{of['eager']:.1f}",
+            f"{of['pytorch']:.1f}",
             f"{of['onnxruntime']:.1f}",
         ]
         for network, of in latency.items()
@@ -142,8 +143,8 @@ def _beside_others(steps: Steps, measured: Mapping[str, Any]) -> list[Any]:
             "Beside other small networks, on this machine",
             columns,
             rows,
-            note="One image of 224 x 224 pixels on one thread, fp32, inference forms, medians of alternating rounds. "
-            "Kept in training: what autograd holds for the backward pass, counted exactly.",
+            note="One image of 224 x 224 pixels on one thread, fp32, forms for inference (of two layouts the faster), "
+            "medians of alternating rounds. Kept in training: what autograd holds for the backward pass, exactly.",
         ),
         Picture(
             "Published accuracy against the speed measured here",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -59,14 +60,16 @@ def image_batches(
 
 
 def output_folder(path: str) -> Path:
-    """The folder that results go to, made where it is missing.
+    """The folder that results go to, made where it is missing; tried before anything is computed for it.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made or written to.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise InputError(f"--out: {folder} cannot be made ({error.strerror})") from error
+        raise InputError(f"--out: {folder} cannot be made or written to ({error.strerror})") from error
     return folder
