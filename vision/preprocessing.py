@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from vision.errors import InputError
 
@@ -25,7 +26,7 @@ class Preprocessing:
         mean: of the RGB channels, on the [0, 1] scale.
         std: of the RGB channels, on the [0, 1] scale.
         interpolation: used where the image is enlarged; shrinking averages over areas.
-        crop_pct: share of the resized side that the centre crop keeps, in (0, 1].
+        crop_pct: share of the resized side that the centre crop keeps, in [0.01, 1].
     """
 
     size: tuple[int, int] = (224, 224)
@@ -37,10 +38,18 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise InputError(f"image size must be positive, got {self.size[0]}x{self.size[1]}")
-        if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        if not 0.01 <= self.crop_pct <= 1:
+            raise InputError(f"crop_pct must be in [0.01, 1], got {self.crop_pct}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = isinstance(values, Sequence) and all(isinstance(v, int | float) for v in values)
+            if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
+                raise InputError(f"{name} must be three numbers, one a channel, got {values}")
         if min(self.std) <= 0:
             raise InputError(f"std must be positive, got {self.std}")
+        if self.interpolation not in get_args(Interpolation):
+            raise InputError(
+                f"interpolation must be one of {', '.join(get_args(Interpolation))}, got {self.interpolation}"
+            )
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocessing:

@@ -23,10 +23,11 @@ _BLOCK = re.compile(r"(<!-- bench (\w+) (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 def _tables(system: str, folder: Path) -> dict[str, str]:
     file = folder / f"{system}.json"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a readable result of 'vision bench' ({error})") from error
-    tables: dict[str, str] = importlib.import_module(f"scripts.bench.{system}").tables(result)
+        tables: dict[str, str] = importlib.import_module(f"scripts.bench.{system}").tables(
+            json.loads(file.read_text(encoding="utf-8"))
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{file}: not a readable result of 'vision bench' ({error!r})") from error
     return tables
 
 

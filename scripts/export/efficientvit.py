@@ -59,9 +59,14 @@ def _size(given: list[int] | None) -> tuple[int, int] | None:
     return given[0], given[-1]
 
 
+def _distinct(files: list[str]) -> list[str]:
+    """Each file once, under whatever names it was given."""
+    return list({Path(file).resolve(): file for file in files}.values())
+
+
 def _images(int8: list[str], evaluate: list[str] | None) -> tuple[list[str], list[str]]:
     """The images to calibrate on, and those to compare on."""
-    offered = image_files(int8, "--int8")
+    offered = _distinct(image_files(int8, "--int8"))
     needed = FEWEST if evaluate else 2 * FEWEST
     if len(offered) < needed:
         use = f"{FEWEST} to calibrate on" + ("" if evaluate else f" and {FEWEST} to compare on")
@@ -69,25 +74,36 @@ def _images(int8: list[str], evaluate: list[str] | None) -> tuple[list[str], lis
     if not evaluate:
         return draw(offered, min(CALIBRATION, len(offered) // 2))
     calibration, _ = draw(offered, CALIBRATION)
-    known = {str(Path(file).resolve()) for file in calibration}
-    unseen = [file for file in image_files(evaluate, "--evaluate") if str(Path(file).resolve()) not in known]
+    known = {Path(file).resolve() for file in calibration}
+    unseen = [file for file in _distinct(image_files(evaluate, "--evaluate")) if Path(file).resolve() not in known]
     if not unseen:
         raise InputError(f"--evaluate: every image of {', '.join(evaluate)} was calibrated on; give others")
     return calibration, unseen
 
 
-def _write_int8(file: Path, calibration: list[str], evaluation: list[str]) -> dict[str, Any]:
-    target = file.with_suffix(".int8.onnx")
-    exported = OnnxClassifier(file)
+def _write_int8(file: Path, target: Path, calibration: list[str], evaluation: list[str]) -> dict[str, Any]:
+    exported = OnnxClassifier(file, "cpu")
     read = [batch["image"] for batch in image_batches(calibration, exported.record.preprocessing, 16) if batch["path"]]
     readable = sum(len(images) for images in read)
     if readable < FEWEST:
         raise InputError(
             f"--int8: only {readable} of {len(calibration)} images could be read, at least {FEWEST} are needed"
         )
-    quantize(file, target, read)
-    result = compare_decisions(exported, OnnxClassifier(target), evaluation)
+    pending = target.with_name(f".{target.name}")
+    try:
+        quantize(file, pending, read)
+        result = compare_decisions(exported, OnnxClassifier(pending, "cpu"), evaluation)
+        pending.replace(target)
+    finally:
+        pending.unlink(missing_ok=True)
     return {"file": target.name, "bytes": target.stat().st_size, "calibrated_on": readable, **result}
+
+
+def _write_result(folder: Path, result: dict[str, Any]) -> None:
+    try:
+        (folder / "export.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
 
 
 def main(arguments: list[str]) -> None:
@@ -105,6 +121,7 @@ def main(arguments: list[str]) -> None:
     model, record = load_classifier(options.checkpoint, options.backbone, _size(options.image_size))
     folder = output_folder(options.out)
     file = folder / f"{record.backbone.replace(':', '-').replace('/', '-')}.onnx"
+    target = file.with_suffix(".int8.onnx")
     agreement = export_classifier(model, record, file)
     result: dict[str, Any] = {
         "float": {
@@ -114,21 +131,20 @@ def main(arguments: list[str]) -> None:
             "relative_rounding_of_pytorch": agreement.rounding,
         }
     }
+    _write_result(folder, result)
     print(
         f"vision: {file}: {file.stat().st_size / 1e6:.1f} MB, logits within {agreement.difference:.0e} of PyTorch's "
         f"(of the largest; PyTorch's own rounding: {agreement.rounding:.0e})"
     )
-    if images is not None:
-        result["int8"] = int8 = _write_int8(file, *images)
-        print(
-            f"vision: {folder / int8['file']}: {int8['bytes'] / 1e6:.1f} MB, calibrated on {int8['calibrated_on']} "
-            f"images; of {int8['images']} others it decides {int8['flipped']} differently"
-        )
-        if "labelled" in int8:
-            print(
-                f"vision: top-1 on {int8['labelled']} of them: {int8['top1_int8']:.1%} (float {int8['top1_float']:.1%})"
-            )
-    try:
-        (folder / "export.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    if images is None:
+        if target.exists():
+            print(f"vision: {target} is of an earlier export")
+        return
+    int8 = _write_int8(file, target, *images)
+    _write_result(folder, {**result, "int8": int8})
+    print(
+        f"vision: {target}: {int8['bytes'] / 1e6:.1f} MB, calibrated on {int8['calibrated_on']} images; of "
+        f"{int8['images']} others it decides {int8['flipped']} differently"
+    )
+    if "labelled" in int8:
+        print(f"vision: top-1 on {int8['labelled']} of them: {int8['top1_int8']:.1%} (float {int8['top1_float']:.1%})")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from timm.utils.model import reparameterize_model
-from torch import nn
+from torch import Tensor, nn
 
 from scripts.export.session import OnnxClassifier, require
 from vision.classifiers import ClassifierRecord
@@ -21,7 +22,7 @@ from vision.efficientvit import EfficientViT, fuse
 from vision.errors import InputError
 
 OPSET = 17
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE, MOST = 1e-4, 1e-2  # of the largest logit; the latter for weights that magnify rounding
 CHECKED_BATCHES = (1, 3)
 
 
@@ -62,7 +63,7 @@ def set_metadata(file: Path, record: ClassifierRecord) -> None:
     del content.metadata_props[:]
     for key, value in record.as_dict().items():
         entry = content.metadata_props.add()
-        entry.key, entry.value = key, json.dumps(value, ensure_ascii=False)
+        entry.key, entry.value = key, json.dumps(value)
     onnx.save(content, file)
 
 
@@ -78,6 +79,12 @@ class Agreement(NamedTuple):
     rounding: float
 
 
+def _share(found: Tensor, wanted: Tensor) -> float:
+    largest = wanted.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    share = float((found - wanted).abs().max() / largest)
+    return share if math.isfinite(share) else math.inf
+
+
 def agreement(model: nn.Module, file: Path, record: ClassifierRecord) -> Agreement:
     """Runs the file and the network on the same inputs."""
     exported, exact = OnnxClassifier(file, "cpu"), copy.deepcopy(model).double()
@@ -88,8 +95,12 @@ def agreement(model: nn.Module, file: Path, record: ClassifierRecord) -> Agreeme
         with torch.no_grad():
             expected, reference = model(images), exact(images.double())
         for i, (found, wanted) in enumerate(((exported(images), expected), (expected, reference))):
-            worst[i] = max(worst[i], float((found - wanted).abs().max() / wanted.abs().max()))
+            worst[i] = max(worst[i], _share(found, wanted))
     return Agreement(*worst)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) -> Agreement:
@@ -101,16 +112,24 @@ def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) ->
         file: to write; an older one is replaced when the new one has passed its check.
 
     Raises:
-        InputError: a package is missing, the file cannot be written, the network cannot be exported, or the
-            exported network gives other outputs.
+        InputError: a package is missing, the file cannot be written, the network does not run at that size or
+            cannot be exported, or the exported network gives other outputs.
     """
+    size = record.preprocessing.size
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, *size))
+    except RuntimeError as error:
+        raise InputError(
+            f"'{record.backbone}' does not take {size[0]}x{size[1]} pixels ({_first_line(error)})"
+        ) from error
     temporary = file.with_name(f".{file.name}.part")
     try:
-        write_onnx(inference_form(model), temporary, record.preprocessing.size)
+        write_onnx(inference_form(model), temporary, size)
         set_metadata(temporary, replace(record, distillation=False))  # a second head has become part of the first
         found = agreement(model, temporary, record)
         # Weights that magnify PyTorch's own rounding magnify ONNX Runtime's as well.
-        allowed = max(TOLERANCE, 10 * found.rounding)
+        allowed = min(max(TOLERANCE, 10 * found.rounding), MOST)
         if not found.difference <= allowed:
             raise InputError(
                 f"{file}: the exported network differs from PyTorch's by {found.difference:.1e} of the largest logit "
@@ -119,10 +138,8 @@ def export_classifier(model: nn.Module, record: ClassifierRecord, file: Path) ->
         temporary.replace(file)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror or error})") from error
-    except (torch.onnx.errors.OnnxExporterError, NotImplementedError) as error:
-        raise InputError(
-            f"'{record.backbone}' cannot be exported to ONNX ({str(error).strip().splitlines()[0]})"
-        ) from error
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise InputError(f"'{record.backbone}' cannot be exported to ONNX ({_first_line(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)
     return found

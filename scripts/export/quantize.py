@@ -22,11 +22,11 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
     """Quantises convolutions and linear layers to int8: weights by output channel, activations by tensor.
 
     Static, with the ranges that the calibration images reach (minimum to maximum), in ONNX's QDQ form. Products of
-    the attention stay in float.
+    two activations, as in attention, stay in float.
 
     Args:
         source: a file of :func:`scripts.export.graph.export_classifier`.
-        target: the file to write, with the source's metadata.
+        target: the file to write, with the source's metadata; it appears when it is whole.
         calibration: batches of images as the network takes them.
     """
     quantization = require("onnxruntime.quantization")
@@ -51,7 +51,8 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
                 str(temporary),
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "Gemm"],
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+                extra_options={"MatMulConstBOnly": True},
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,  # x86 multiplies unsigned by signed, faster by twice
                 weight_type=quantization.QuantType.QInt8,

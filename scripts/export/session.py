@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def onnx_session(file: str | Path, device: str | None = None, threads: int | Non
 
     Args:
         file: the network.
-        device: ``cpu`` or ``cuda``; by default a GPU where this ONNX Runtime can use one.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where this ONNX Runtime can use one.
         threads: within an operation; by default ONNX Runtime's own choice, a thread a core.
 
     Raises:
@@ -45,19 +47,37 @@ def onnx_session(file: str | Path, device: str | None = None, threads: int | Non
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     devices = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
-    device = device or devices[0]
-    if device not in devices:
+    kind, _, index = (device or devices[0]).partition(":")
+    if kind not in devices or not (index.isdecimal() or index == ""):
         raise InputError(f"{file}: this ONNX Runtime cannot use '{device}' (it has {', '.join(devices)})")
+    settings = {"device_id": index or "0"} if kind == "cuda" else {}
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about its own choices
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(file), options, providers=[PROVIDERS[device]])
+        return ort.InferenceSession(str(file), options, providers=[(PROVIDERS[kind], settings)])
     # ONNX Runtime has an exception class for each of its status codes, and no common base for them.
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: not a network that ONNX Runtime can load ({reason})") from error
+
+
+def _read_record(file: Path, metadata: Mapping[str, str]) -> ClassifierRecord:
+    try:
+        # A file may carry more than we wrote.
+        known = {field.name for field in fields(ClassifierRecord)}
+        record = ClassifierRecord.from_dict({key: json.loads(metadata[key]) for key in metadata if key in known})
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{file}: not a classifier of 'vision export' (its metadata lacks class names or preprocessing)"
+        ) from error
+    except InputError as error:
+        raise InputError(f"{file}: its metadata is unusable: {error}") from error
+    names = record.class_names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{file}: its metadata is unusable: class_names must be a list of texts")
+    return record
 
 
 class OnnxClassifier:
@@ -73,36 +93,33 @@ class OnnxClassifier:
     """
 
     def __init__(self, file: str | Path, device: str | None = None, threads: int | None = None) -> None:
+        self.file = Path(file)
         self.session = onnx_session(file, device, threads)
-        self.record = self._read_record(Path(file))
-
-    def _read_record(self, file: Path) -> ClassifierRecord:
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        try:
-            record = ClassifierRecord.from_dict({key: json.loads(value) for key, value in metadata.items()})
-            (images,), (logits,) = self.session.get_inputs(), self.session.get_outputs()
-            wanted = [3, *record.preprocessing.size], len(record.class_names)
-            found = images.shape[1:], logits.shape[1]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise InputError(
-                f"{file}: not a classifier of 'vision export' (its metadata lacks class names or preprocessing)"
-            ) from error
-        if found != wanted:
-            raise InputError(
-                f"{file}: its metadata tells of images {wanted[0]} and {wanted[1]} classes, its graph takes {found[0]} "
-                f"and gives {found[1]}"
-            )
-        self._input = images.name
-        return record
+        self.record = _read_record(self.file, self.session.get_modelmeta().custom_metadata_map)
+        size, classes = self.record.preprocessing.size, len(self.record.class_names)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        wanted = f"float images (batch, 3, {size[0]}, {size[1]}) and {classes} classes"
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
+            raise InputError(f"{file}: its metadata tells of {wanted}, its graph takes and gives something else")
+        found, given = inputs[0].shape, outputs[0].shape
+        if isinstance(found[0], int) or found[1:] != [3, *size] or given[1:] != [classes]:
+            raise InputError(f"{file}: its metadata tells of {wanted}, its graph takes {found} and gives {given}")
+        self._input = inputs[0].name
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of a batch of any size.
 
         Raises:
-            InputError: images of another size than the network takes.
+            InputError: images of another size than the network takes, or logits that are not finite.
         """
         size = self.record.preprocessing.size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
             raise InputError(f"the network takes images (batch, 3, {size[0]}, {size[1]}), got {tuple(images.shape)}")
-        (logits,) = self.session.run(None, {self._input: np.ascontiguousarray(images.numpy(), dtype=np.float32)})
-        return torch.from_numpy(logits)
+        try:
+            (found,) = self.session.run(None, {self._input: np.ascontiguousarray(images.numpy(), dtype=np.float32)})
+        except Exception as error:  # as in onnx_session
+            raise InputError(f"{self.file}: ONNX Runtime cannot run it ({str(error).splitlines()[0]})") from error
+        logits = torch.from_numpy(found)
+        if not bool(torch.isfinite(logits).all()):
+            raise InputError(f"{self.file}: gives NaN or infinite logits")
+        return logits

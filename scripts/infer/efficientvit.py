@@ -55,18 +55,20 @@ def _device(name: str | None) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]})") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device takes cpu, cuda or mps, got '{name}'")
     return device
 
 
 def _network(
     checkpoint: str, backbone: str | None, device: str | None
 ) -> tuple[Callable[[Tensor], Tensor], ClassifierRecord]:
-    place = _device(device)
     if checkpoint.endswith(".onnx"):
         if backbone is not None:
             raise InputError(f"{checkpoint}: an exported file says which network it is; leave out --backbone")
-        exported = OnnxClassifier(checkpoint, device and place.type)
+        exported = OnnxClassifier(checkpoint, device)
         return exported, exported.record
+    place = _device(device)
     model, record = load_classifier(checkpoint, backbone)
     if isinstance(model, EfficientViT):
         model = deploy(model)
@@ -148,8 +150,10 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"none of {len(files)} images could be read; {path}: {reason}")
     content = {"images": results, "unreadable": [{"path": p, "reason": r} for p, r in unreadable.items()]}
     try:
-        (folder / "predictions.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as stream:
+        # Names of files and folders may be no Unicode; what cannot be encoded is written as JSON's own escapes.
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (folder / "predictions.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             writer = csv.writer(stream)
             places = range(1, len(results[0]["predictions"]) + 1)
             writer.writerow(["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")], "error"])

@@ -7,12 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import timm
 import torch
 from torch import nn
 
+from scripts.bench.forms import vary
 from scripts.export.graph import export_classifier
 from scripts.export.session import OnnxClassifier
 from tests.command import error_line, vision
@@ -59,11 +61,23 @@ def test_any_batch_gives_pytorchs_logits(folder):
         assert (exported(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_graph_has_neither_normalisation_nor_shapes_to_ask_for(folder):
-    graph = onnx.load(folder / "out" / "efficientvit_m0.onnx").graph
-    kinds = {node.op_type for node in graph.node}
-    assert not kinds & {"BatchNormalization", "Shape", "Pad"}
+@pytest.mark.filterwarnings("ignore:EfficientViT at")
+@pytest.mark.parametrize(("size", "absent"), [((224, 224), {"Pad"}), ((136, 200), set())])
+def test_windows_are_constants_of_a_graph_without_normalisation(tmp_path, size, absent):
+    """At 224 pixels the first stage is cut into windows, at 136 x 200 padded as well; nothing asks for a shape."""
+    torch.manual_seed(0)
+    model = create_classifier("efficientvit_m1", 3, size).eval()
+    vary(model)
+    record = ClassifierRecord("efficientvit_m1", ["a", "b", "c"], Preprocessing(size))
+    export_classifier(model, record, tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert not {node.op_type for node in graph.node} & {"BatchNormalization", "Shape", *absent}
     assert [graph.input[0].name, graph.output[0].name] == ["images", "logits"]
+    images = torch.randn(5, 3, *size)
+    with torch.no_grad():
+        expected = model(images)
+    found = OnnxClassifier(tmp_path / "net.onnx")(images)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_metadata_can_be_read_without_this_package(folder):
@@ -119,6 +133,14 @@ def test_flips_are_counted_on_images_of_unknown_class_too(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:EfficientViT at")
+def test_images_given_twice_are_not_both_calibrated_and_compared_on(folder, tmp_path):
+    twice = [folder / "train", folder / "test" / ".." / "train"]
+    finished = vision(*command(folder, tmp_path, "--int8", *twice))
+    assert finished.returncode == 0, finished.stderr
+    told = json.loads((tmp_path / "export.json").read_text())["int8"]
+    assert told["calibrated_on"] + told["images"] == 66
+
+
 def test_another_image_size_and_a_warning_of_padded_windows(folder, tmp_path):
     finished = vision(*command(folder, tmp_path, "--image-size", 136))
     assert finished.returncode == 0, finished.stderr
@@ -170,6 +192,42 @@ def test_images_that_cannot_be_read_are_not_calibrated_on(folder, tmp_path):
     assert "--int8: only 0 of 35 images could be read, at least 32 are needed" in line
 
 
+def test_a_failing_comparison_leaves_the_older_int8_file_and_says_nothing_of_it(folder, tmp_path):
+    out, unreadable = tmp_path / "out", tmp_path / "x.jpg"
+    shutil.copytree(folder / "out", out)
+    unreadable.write_text("no image")
+    before = (out / "efficientvit_m0.int8.onnx").read_bytes()
+    line = error_line(*command(folder, out, "--int8", folder / "train", "--evaluate", unreadable))
+    assert "none of the 1 images to compare on could be read" in line
+    assert (out / "efficientvit_m0.int8.onnx").read_bytes() == before
+    assert set(json.loads((out / "export.json").read_text())) == {"float"}
+    assert len(list(out.iterdir())) == 3
+    assert "is of an earlier export" in vision(*command(folder, out)).stdout
+
+
+def test_a_size_that_the_network_does_not_run_at(tmp_path):
+    torch.save(timm.create_model("convnext_atto", num_classes=3).state_dict(), tmp_path / "net.pth")
+    line = error_line(
+        *["export", "efficientvit", "--checkpoint", tmp_path / "net.pth", "--backbone", "convnext_atto"],
+        *["--out", tmp_path, "--image-size", 8],
+    )
+    assert "'convnext_atto' does not take 8x8 pixels" in line
+
+
+def test_class_names_that_are_no_unicode(folder, tmp_path):
+    names = ["caf\udce9", "green", "red"]  # what Python makes of a folder named in Latin-1
+    content = torch.load(folder / "best.ckpt", weights_only=True)
+    content[RECORD]["class_names"] = names
+    torch.save(content, tmp_path / "best.ckpt")
+    assert vision(*command(tmp_path, tmp_path)).returncode == 0
+    for file in ("best.ckpt", "efficientvit_m0.onnx"):
+        flags = ["--checkpoint", tmp_path / file, "--out", tmp_path / "out", "--input", folder / "test"]
+        finished = vision("infer", "efficientvit", *flags)
+        assert finished.returncode == 0, finished.stderr
+        (first, *_) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+        assert sorted(top["class"] for top in first["predictions"]) == names
+
+
 def test_sizes_that_are_none(folder, tmp_path):
     for size in (["0"], ["1", "2", "3"]):
         assert "--image-size takes a side, or height and width" in error_line(
@@ -186,6 +244,18 @@ def _foreign(file: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), file)
 
 
+def _relabel(source: Path, target: Path, name: str, value: str) -> None:
+    """A copy with one entry of its metadata, or of the preprocessing in it, replaced."""
+    content = onnx.load(source)
+    new = eval(value)
+    for entry in content.metadata_props:
+        if entry.key == name:
+            entry.value = json.dumps(new)
+        elif entry.key == "preprocessing" and name != "class_names":
+            entry.value = json.dumps({**json.loads(entry.value), name: new})
+    onnx.save(content, target)
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -194,17 +264,33 @@ def _foreign(file: Path) -> None:
         ("truncated", "not a network that ONNX Runtime can load"),
         ("text", "not a network that ONNX Runtime can load"),
         ("foreign", "not a classifier of 'vision export' (its metadata lacks class names or preprocessing)"),
-        ("mislabelled", "its metadata tells of images [3, 32, 32] and 2 classes"),
+        ("class_names=['a', 'b']", "tells of float images (batch, 3, 32, 32) and 2 classes, its graph takes"),
+        ("class_names='abc'", "its metadata is unusable: class_names must be a list of texts"),
+        ("class_names=[['a'], 2, None]", "its metadata is unusable: class_names must be a list of texts"),
+        ("mean=[0.5]", "its metadata is unusable: mean must be three numbers, one a channel, got (0.5,)"),
+        ("mean=None", "its metadata is unusable: mean must be three numbers, one a channel, got None"),
+        ("std=[float('nan')] * 3", "its metadata is unusable: std must be three numbers"),
+        ("interpolation='magic'", "its metadata is unusable: interpolation must be one of"),
+        ("crop_pct=1e-9", "its metadata is unusable: crop_pct must be in [0.01, 1], got 1e-09"),
+        ("fixed batch", "its graph takes [1, 3, 32, 32]"),
+        ("nan", "gives NaN or infinite logits"),
     ],
 )
 def test_onnx_files_of_something_else(folder, tmp_path, kind, words):
     file, good = tmp_path / "net.onnx", folder / "out" / "efficientvit_m0.onnx"
     if kind == "foreign":
         _foreign(file)
-    elif kind == "mislabelled":
+    elif "=" in kind:
+        _relabel(good, file, *kind.split("=", 1))
+    elif kind == "fixed batch":
         content = onnx.load(good)
-        for entry in content.metadata_props:
-            entry.value = '["a", "b"]' if entry.key == "class_names" else entry.value
+        content.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        onnx.save(content, file)
+    elif kind == "nan":
+        content = onnx.load(good)
+        weight = next(tensor for tensor in content.graph.initializer if len(tensor.dims) == 4)
+        values = np.full(list(weight.dims), np.nan, np.float32)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(content, file)
     elif kind != "missing":
         text = {"empty": b"", "truncated": good.read_bytes()[:5000], "text": b"hello"}[kind]
@@ -232,17 +318,22 @@ def test_missing_package_is_named_with_its_extra(folder, tmp_path, monkeypatch):
 class Otherwise(nn.Module):
     """A network that an exporter does not see as it is."""
 
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
     def forward(self, x):
-        return x.mean(dim=(2, 3)) * (2 if torch.jit.is_tracing() else 1)
+        return x.mean(dim=(2, 3)) * (self.factor if torch.jit.is_tracing() else 1)
 
 
-def test_file_that_disagrees_with_pytorch_is_not_kept_and_the_older_one_is(folder, tmp_path):
+@pytest.mark.parametrize(("factor", "difference"), [(2.0, r"1.0e\+00"), (float("nan"), "inf")])
+def test_file_that_disagrees_with_pytorch_is_not_kept_and_the_older_one_is(folder, tmp_path, factor, difference):
     file = tmp_path / "net.onnx"
     shutil.copy(folder / "out" / "efficientvit_m0.onnx", file)
     before = file.read_bytes()
     record = ClassifierRecord("otherwise", ["a", "b", "c"], Preprocessing((32, 32)))
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), Otherwise()).eval()
-    with pytest.raises(InputError, match=r"net.onnx: the exported network differs from PyTorch's by 1.0e\+00"):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), Otherwise(factor)).eval()
+    with pytest.raises(InputError, match=rf"differs from PyTorch's by {difference}|gives NaN"):
         export_classifier(network, record, file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]

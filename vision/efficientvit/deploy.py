@@ -64,13 +64,16 @@ def fuse(model: EfficientViT) -> EfficientViT:
     return fused
 
 
-class _Pointwise(nn.Linear):
+class _Pointwise(nn.Module):
     """A 1x1 convolution on ``(..., channels)``."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv.in_channels, conv.out_channels)
+        super().__init__()
         self.weight = nn.Parameter(conv.weight.flatten(1), requires_grad=False)
         self.bias = nn.Parameter(cast("Tensor", conv.bias), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 class _Depthwise(nn.Module):
@@ -275,8 +278,13 @@ def compile_deployed(model: DeployedEfficientViT, images: Tensor) -> Callable[[T
     """
     # On CPUs, hundreds of small calls: made from C++ they cost less. Freezing the weights costs speed here: it
     # takes MKL's packed products, which are slower at these sizes.
-    option = "cpp_wrapper" if images.device.type == "cpu" else "triton.cudagraphs"
-    compiled = torch.compile(model, dynamic=False, options={option: True})
-    run: Callable[[Tensor], Tensor] = torch.no_grad()(lambda x: compiled(x))
+    cpu = images.device.type == "cpu"
+    compiled = torch.compile(model, dynamic=False, options={"cpp_wrapper" if cpu else "triton.cudagraphs": True})
+
+    @torch.no_grad()
+    def run(x: Tensor) -> Tensor:
+        out: Tensor = compiled(x)
+        return out if cpu else out.clone()  # the next call of a CUDA graph writes over its outputs
+
     run(images)
     return run

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from vision.errors import InputError, did_you_mean
 from vision.preprocessing import Preprocessing
@@ -67,14 +68,18 @@ class ConvBN(nn.Module):
         """
         scale, shift = _affine(self.bn)
         c = self.c
-        fused = nn.Conv2d(
+        # Without initial values, which would use up random numbers of a training that goes on.
+        fused: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
+            nn.Conv2d,
             c.in_channels,
             c.out_channels,
-            c.kernel_size,  # type: ignore[arg-type]
-            c.stride,  # type: ignore[arg-type]
-            c.padding,  # type: ignore[arg-type]
+            c.kernel_size,
+            c.stride,
+            c.padding,
             groups=c.groups,
-        ).to(c.weight)
+            device=c.weight.device,
+            dtype=c.weight.dtype,
+        )
         fused.weight.copy_(c.weight.double() * scale[:, None, None, None])
         fused.bias.copy_(shift)  # type: ignore[union-attr]
         return fused
@@ -127,7 +132,9 @@ class BNLinear(nn.Module):
     def fuse(self) -> nn.Linear:
         """The same map as one linear layer; the source is left as it is."""
         scale, shift = _affine(self.bn)
-        fused = nn.Linear(self.l.in_features, self.l.out_features).to(self.l.weight)
+        placed = {"device": self.l.weight.device, "dtype": self.l.weight.dtype}
+        sizes = self.l.in_features, self.l.out_features
+        fused: nn.Linear = skip_init(nn.Linear, *sizes, **placed)  # type: ignore[no-untyped-call]
         fused.weight.copy_(self.l.weight.double() * scale)
         fused.bias.copy_(self.l.bias.double() + self.l.weight.double() @ shift)
         return fused

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from vision.measure.state import unchanged
+
 
 def _tensors(known: Any) -> Iterator[Tensor]:
     for leaf in pytree.tree_leaves(known):
@@ -39,15 +41,16 @@ class SavedActivations:
     """
 
     def __init__(self, *known: Any) -> None:
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in _tensors(known)}
-        # Keeping the storages keeps their addresses from being given to others while the block runs.
+        self._known = {tensor.untyped_storage()._cdata for tensor in _tensors(known)}
+        # By the storages' own addresses: those of their data are all 0 on the meta device. Keeping the storages keeps
+        # the addresses from being given to others while the block runs.
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._storages[storage.data_ptr()] = storage
+        if storage._cdata not in self._known:
+            self._storages[storage._cdata] = storage
         return tensor
 
     def __enter__(self) -> Self:
@@ -69,16 +72,14 @@ class SavedActivations:
 
 
 def saved_activations(model: nn.Module, *inputs: Any) -> int:
-    """Bytes that one forward pass in training mode keeps for the backward pass.
+    """Bytes that one forward pass in training keeps for the backward pass.
 
-    Parameters, buffers and inputs are not counted, nor is a loss. Batch statistics are updated as in any training
-    step; the model's mode is put back.
+    Parameters, buffers and inputs are not counted, nor is a loss. A model in evaluation mode is measured in training
+    mode; one in training mode as it is, with what it has frozen. It is left as it was, batch statistics too.
     """
-    training = model.training
-    model.train()
-    try:
-        with torch.enable_grad(), SavedActivations(model, inputs) as saved:
+    with unchanged(model), torch.enable_grad():
+        if not model.training:
+            model.train()
+        with SavedActivations(model, inputs) as saved:
             model(*inputs)
-    finally:
-        model.train(training)
     return saved.bytes

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vision.measure.state import unchanged
+
 
 class Parameters(NamedTuple):
     """Numbers of parameters; one that several modules share counts once."""
@@ -27,13 +29,15 @@ def count_macs(model: nn.Module, *inputs: Any) -> int:
 
     Counted are the convolutions, matrix products and attentions, as PyTorch carries them out (half of what its own
     counter of floating-point operations finds), so padding that is computed with is in the count. Additions,
-    normalisations and activations are not. The model's mode is put back.
+    normalisations and activations are not, nor are recurrent layers (``nn.LSTM`` and its like), which the counter does
+    not know. The model is left as it was.
     """
-    training = model.training
-    model.eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # PyTorch's fused attention layers are one operation, which the counter does not know.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*inputs)
+        with unchanged(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(*inputs)
     finally:
-        model.train(training)
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2

@@ -112,13 +112,16 @@ def compare(
         warm_up: seconds of calls before anything is timed.
 
     Raises:
-        InputError: no contender, or a number that is not positive.
+        InputError: no contender, or a number that is out of range.
     """
     if not contenders:
         raise InputError("compare: no contenders were given")
     for name, value in (("rounds", rounds), ("threads", threads)):
         if value < 1:
             raise InputError(f"compare: {name} must be at least 1, got {value}")
+    for name, duration in (("seconds", seconds), ("warm_up", warm_up)):
+        if not duration >= 0:
+            raise InputError(f"compare: {name} must not be negative, got {duration}")
     device = torch.device(device)
 
     def wait() -> None:

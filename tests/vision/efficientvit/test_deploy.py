@@ -80,12 +80,14 @@ def test_sizes_that_the_network_was_built_for(form, size):
 def test_nothing_is_left_to_normalise_and_the_source_is_untouched(form):
     network = tiny().train()
     before = copy.deepcopy(network.state_dict())
+    random = torch.get_rng_state()
     made = form(network)
     assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in made.modules())
     assert not made.training
     assert not any(parameter.requires_grad for parameter in made.parameters())
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)  # a training that goes on draws the same numbers
     for parameter in made.parameters():
         parameter.zero_()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

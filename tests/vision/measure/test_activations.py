@@ -55,6 +55,11 @@ def test_frozen_layers_keep_nothing_and_half_precision_keeps_half():
     assert saved_activations(net, x) == 0
 
 
+def test_nothing_need_be_allocated_to_count():
+    net = nn.Sequential(nn.Linear(10, 7), nn.GELU(), nn.Linear(7, 5))
+    assert saved_activations(net.to("meta"), torch.randn(2, 10, device="meta")) == 2 * (2 * 7 * FLOAT)
+
+
 def test_checkpointing_keeps_only_what_the_checkpoint_keeps():
     class Checkpointed(nn.Module):
         def __init__(self):

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from vision.measure import count_macs, count_parameters
+from vision.measure import count_macs, count_parameters, saved_activations
+
+
+class SelfAttention(nn.Module):
+    """PyTorch's own layer, which has a fused path in evaluation: projections in, two products, projection out."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x, x, x, need_weights=False)[0]
 
 
 class Attention(nn.Module):
@@ -22,9 +33,10 @@ class Attention(nn.Module):
         (nn.Conv2d(6, 6, 5, padding=2, groups=6), (1, 6, 4, 4), 6 * 16 * 25),
         (nn.ConvTranspose2d(2, 3, 2, stride=2), (1, 2, 4, 4), 2 * 3 * 4 * 16),
         (Attention(), (2, 7, 4), 2 * (7 * 7 * 4) * 2),
+        (SelfAttention(), (1, 5, 8), 5 * 8 * 24 + 2 * 5 * 5 * 8 + 5 * 8 * 8),
         (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), (1, 3, 4, 4), 0),
     ],
-    ids=["linear", "strided", "depthwise", "transposed", "attention", "normalisation"],
+    ids=["linear", "strided", "depthwise", "transposed", "attention", "multihead", "normalisation"],
 )
 def test_macs_of_known_layers(layer, shape, macs):
     layer.train()
@@ -32,10 +44,15 @@ def test_macs_of_known_layers(layer, shape, macs):
     assert layer.training
 
 
-def test_counting_leaves_batch_statistics_alone():
-    layer = nn.BatchNorm2d(3)
-    count_macs(layer, torch.randn(2, 3, 4, 4))
-    assert torch.equal(layer.running_mean, torch.zeros(3))
+@pytest.mark.parametrize("count", [count_macs, saved_activations])
+def test_counting_changes_neither_statistics_nor_what_is_frozen(count):
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).train()
+    network[0].eval()
+    count(network, torch.randn(2, 3, 4, 4))
+    assert [module.training for module in network.modules()] == [True, False, True, True]
+    for layer in (network[0], network[2]):
+        assert torch.equal(layer.running_mean, torch.zeros(3))
+        assert layer.num_batches_tracked == 0
 
 
 def test_parameters_total_and_trainable_with_one_shared():

@@ -63,6 +63,7 @@ def test_spread_throughput_and_table_from_known_times():
     [
         ({}, {}, "no contenders"),
         ({"a": lambda: 0}, {"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"a": lambda: 0}, {"seconds": -1}, "seconds must not be negative, got -1"),
         ({"a": lambda: 0}, {"threads": 0}, "threads must be at least 1, got 0"),
     ],
 )
