@@ -247,7 +247,8 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
         mistakes = task["test"] / "pictures" / "test_worst_mistakes.png"
         if mistakes.exists():
             blocks.append(Picture(f"{data.capitalize()}: the worst mistakes", mistakes, f"worst mistakes on {data}"))
-    blocks += [_exported({data: task["exported"] for data, task in done.items()}), *_beside_others(steps, measured)]
+    exported = {data: task["exported"] for data, task in done.items()}
+    blocks += [_exported(exported), *_beside_others(steps, measured)]
     blocks.append(Code("The commands that made this section", "\n".join(steps.commands)))
     section = Section(
         "efficientvit",
@@ -255,4 +256,4 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
         "A small image classifier of high throughput (M0: 2.3 million parameters), trained from scratch.",
         blocks,
     )
-    return section, figures
+    return section, {**figures, "exported": exported, "bench": measured["rows"]}
