@@ -15,21 +15,11 @@ from PIL import Image
 from scripts.arguments import Parser
 from scripts.bench.pages import ROOT, filled, pages
 from scripts.bench.results import Measured, Options, claims_table, environment_line
+from scripts.devices import usable_device
 from scripts.infer.inputs import output_folder
 from scripts.systems import SYSTEMS
 from vision.errors import InputError, did_you_mean
 from vision.measure import environment
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]})") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device takes cpu or cuda, got '{name}'")
-    return device
 
 
 def _write_text(file: Path, text: str) -> None:
@@ -75,7 +65,7 @@ def main(arguments: list[str]) -> None:
             raise InputError(
                 f"bench: no system '{system}'{did_you_mean(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}"
             )
-    device = _device(options.device)
+    device = usable_device(options.device, ("cpu", "cuda"))
     folder = output_folder(options.out)
     for system in options.systems or SYSTEMS:
         with tempfile.TemporaryDirectory() as scratch:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datamodules.decoding import read_image
 from scripts.arguments import Parser
+from scripts.devices import usable_device
 from scripts.export.session import OnnxClassifier
 from scripts.infer.inputs import image_batches, image_files, output_folder
 from vision.classifiers import ClassifierRecord, load_classifier
@@ -49,17 +50,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: '{name}' cannot be used here ({str(error).splitlines()[0]})") from error
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device takes cpu, cuda or mps, got '{name}'")
-    return device
-
-
 def _network(
     checkpoint: str, backbone: str | None, device: str | None
 ) -> tuple[Callable[[Tensor], Tensor], ClassifierRecord]:
@@ -68,7 +58,7 @@ def _network(
             raise InputError(f"{checkpoint}: an exported file says which network it is; leave out --backbone")
         exported = OnnxClassifier(checkpoint, device)
         return exported, exported.record
-    place = _device(device)
+    place = usable_device(device, ("cpu", "cuda", "mps"))
     model, record = load_classifier(checkpoint, backbone)
     if isinstance(model, EfficientViT):
         model = deploy(model)
