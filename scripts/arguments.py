@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from vision.errors import InputError
@@ -14,3 +16,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line for what is wrong with the arguments."""
         raise InputError(f"{self.prog.removeprefix('vision ')}: {message}")
+
+
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """Runs a program beside the ``vision`` command, and leaves as that does: 2 and one line for a user's error."""
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"vision: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

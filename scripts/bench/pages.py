@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
-from scripts.arguments import Parser
+from scripts.arguments import Parser, leave_with
 from scripts.systems import SYSTEMS
 from vision.errors import InputError
 
@@ -75,8 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"vision: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave_with(main)

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.arguments import Parser
+from scripts.arguments import Parser, leave_with
 from scripts.report import Section, Text, environment, write_report
 from scripts.systems import SYSTEMS
 from vision.errors import InputError, did_you_mean
@@ -59,10 +59,4 @@ def _write_json(file: Path, content: object) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"vision: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    leave_with(main)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from vision.efficientvit.model import (
     FFN,
-    STRIDE,
     BNLinear,
     CascadedGroupAttention,
     ConvBN,
@@ -28,6 +27,7 @@ from vision.efficientvit.model import (
     LocalWindowAttention,
     PatchMerging,
     Residual,
+    check_images,
     stage_resolutions,
 )
 from vision.errors import InputError
@@ -241,11 +241,7 @@ class DeployedEfficientViT(nn.Module):
         Raises:
             InputError: the input is not a batch of images of ``in_chans`` channels and at least 16 pixels a side.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < STRIDE:
-            raise InputError(
-                f"EfficientViT takes (batch, {self.in_chans}, height, width) of at least {STRIDE} pixels a side, "
-                f"got {tuple(x.shape)}"
-            )
+        check_images(x, self.in_chans)
         x = self.stem(x).permute(0, 2, 3, 1)
         out: Tensor = self.head(self.layers(x).mean(dim=(1, 2)))
         return out

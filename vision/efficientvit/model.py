@@ -358,6 +358,15 @@ def _warn_of_padding(img_size: tuple[int, int], window_size: Sequence[int]) -> N
     )
 
 
+def check_images(x: Tensor, in_chans: int) -> None:
+    """Raises :class:`InputError` unless ``x`` is a batch of images that the network takes."""
+    if x.ndim != 4 or x.shape[1] != in_chans or min(x.shape[2:]) < STRIDE:
+        raise InputError(
+            f"EfficientViT takes (batch, {in_chans}, height, width) of at least {STRIDE} pixels a side, "
+            f"got {tuple(x.shape)}"
+        )
+
+
 class EfficientViT(nn.Module):
     """EfficientViT (M0-M5 are its registered settings, see :data:`VARIANTS`).
 
@@ -484,11 +493,7 @@ class EfficientViT(nn.Module):
         Raises:
             InputError: the input is not a batch of images of ``in_chans`` channels and at least 16 pixels a side.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < STRIDE:
-            raise InputError(
-                f"EfficientViT takes (batch, {self.in_chans}, height, width) of at least {STRIDE} pixels a side, "
-                f"got {tuple(x.shape)}"
-            )
+        check_images(x, self.in_chans)
         out: Tensor = self.blocks3(self.blocks2(self.blocks1(self.patch_embed(x))))
         return out
 
