@@ -227,8 +227,14 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
         "demo": _demo(rows),
         "headline": _headline(rows),
         "claims": claims_table(result["claims"]),
-        "setting": f"{environment_line(result['environment'])}. {result['setting']}",
+        "setting": _setting(result),
     }
+
+
+def _setting(result: Mapping[str, Any]) -> str:
+    left_out = f" Left out: {'; '.join(result['left_out'])}." if result["left_out"] else ""
+    setting = result["setting"]
+    return f"{environment_line(result['environment'])}. {setting[:1].upper()}{setting[1:]}{left_out}"
 
 
 def pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
