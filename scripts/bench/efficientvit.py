@@ -19,7 +19,7 @@ from scripts.bench.forms import (
     compiled,
     compiler_trouble,
     fused,
-    laid_out,
+    given,
     library_share,
     onnx_contender,
     onnx_runtime,
@@ -126,24 +126,24 @@ def _time(contenders: Mapping[str, Contender], images: Tensor, options: Options)
 def _cpu_forms(name: str, images: Tensor, options: Options, int8: Path | None, compiling: bool) -> dict[str, Contender]:
     ours, theirs = _pair(name)
     folded = fused(theirs)
+    last = images.contiguous(memory_format=torch.channels_last)
     theirs_last, folded_last = channels_last(theirs), channels_last(folded)
     forms: dict[str, Contender] = {
         "timm fused": folded,
         "timm eager": theirs,
-        "timm eager, channels last": laid_out(theirs_last, images),
-        "timm fused, channels last": laid_out(folded_last, images),
-        "timm traced": laid_out(traced(folded_last, images.contiguous(memory_format=torch.channels_last)), images),
+        "timm eager, channels last": given(theirs_last, last),
+        "timm fused, channels last": given(folded_last, last),
+        "timm traced": given(traced(folded_last, last), last),
     }
     if compiling:
-        forms["timm compiled"] = laid_out(compiled(channels_last(folded)), images)
+        forms["timm compiled"] = given(compiled(channels_last(folded)), last)
         settings = {"freezing": True, "cpp_wrapper": True}
-        forms["timm compiled, frozen"] = laid_out(compiled(channels_last(folded), **settings), images)
+        forms["timm compiled, frozen"] = given(compiled(channels_last(folded), **settings), last)
     forms["timm onnxruntime"] = onnx_runtime(folded, options.folder / f"timm-{name}.onnx", SIZE)
     forms["ours eager"] = ours
-    forms["ours deploy"] = laid_out(deploy(ours), images)
+    forms["ours deploy"] = given(deploy(ours), last)
     if compiling:
-        last = images.contiguous(memory_format=torch.channels_last)
-        forms["ours deploy, compiled"] = laid_out(compile_deployed(deploy(ours), last), images)
+        forms["ours deploy, compiled"] = given(compile_deployed(deploy(ours), last), last)
     forms["ours onnxruntime"] = onnx_contender(options.folder / f"{name}.onnx")
     if int8 is not None:
         forms["ours onnxruntime int8"] = onnx_contender(int8)
@@ -274,15 +274,15 @@ def _peers(options: Options) -> tuple[list[Any], list[Any]]:
         names: dict[str, tuple[str, str]] = {}
         for name, (network, size) in networks.items():
             images = torch.randn(batch, 3, size, size)
-            forms = {"pytorch": _given(network, images)}
+            forms = {"pytorch": given(network, images)}
             last = images.contiguous(memory_format=torch.channels_last)
-            forms["pytorch, channels last"] = _given(channels_last(network), last)
+            forms["pytorch, channels last"] = given(channels_last(network), last)
             if cpu:
                 file = options.folder / f"{name}.onnx"
-                forms["onnxruntime"] = _given(onnx_runtime(network, file, (size, size)), images)
+                forms["onnxruntime"] = given(onnx_runtime(network, file, (size, size)), images)
             else:
                 half = channels_last(network).to(options.device).half()
-                forms = {"pytorch, channels last": _given(half, last.to(options.device).half())}
+                forms = {"pytorch, channels last": given(half, last.to(options.device).half())}
             for form, contender in forms.items():
                 contenders[f"{name} {form}"] = contender
                 names[f"{name} {form}"] = (name, form)
@@ -292,10 +292,6 @@ def _peers(options: Options) -> tuple[list[Any], list[Any]]:
         rows += _rows(found, "peers", batch, over, names)
         claims += _paper_claims(found, batch, options)
     return rows, claims
-
-
-def _given(contender: Contender, images: Tensor) -> Contender:
-    return lambda _images: contender(images)
 
 
 def _paper_claims(found: Comparison, batch: int, options: Options) -> list[dict[str, Any]]:

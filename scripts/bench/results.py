@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ class Options:
     """
 
     folder: Path
-    quick: bool = False
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    quick: bool
+    device: torch.device
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from scripts.arguments import Parser, leave_with
-from scripts.report import Section, Text, environment, write_report
+from scripts.report import Section, Text, write_report
 from scripts.systems import SYSTEMS
 from vision.errors import InputError, did_you_mean
+from vision.measure import environment
 
 INTRO = (
     "Computer vision under a budget of memory, compute and time. This page was made by 'make demo': every system below "

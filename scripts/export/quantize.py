@@ -26,7 +26,7 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
 
     Args:
         source: a file of :func:`scripts.export.graph.export_classifier`.
-        target: the file to write, with the source's metadata; it appears when it is whole.
+        target: the file to write, with the source's metadata.
         calibration: batches of images as the network takes them.
     """
     quantization = require("onnxruntime.quantization")
@@ -39,7 +39,6 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
         def get_next(self) -> dict[str, Any] | None:
             return next(batches, None)
 
-    temporary = target.with_name(f".{target.name}.part")
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it logs advice to the root logger
     try:
@@ -48,23 +47,21 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
             shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(prepared),
-                str(temporary),
+                str(target),
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "Gemm", "MatMul"],
                 extra_options={"MatMulConstBOnly": True},
                 per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,  # x86 multiplies unsigned by signed, faster by twice
+                activation_type=quantization.QuantType.QUInt8,  # x86's int8 instructions take unsigned by signed
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
-        set_metadata(temporary, exported.record)
-        temporary.replace(target)
+        set_metadata(target, exported.record)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         logging.root.setLevel(level)
-        temporary.unlink(missing_ok=True)
 
 
 def compare_decisions(

@@ -2,7 +2,6 @@
 
 from scripts.report.blocks import Block, Code, Curves, Figures, Picture, Pictures, Section, Table, Text
 from scripts.report.page import write_report
-from vision.measure.environment import environment
 
 __all__ = [
     "Block",
@@ -14,6 +13,5 @@ __all__ = [
     "Section",
     "Table",
     "Text",
-    "environment",
     "write_report",
 ]

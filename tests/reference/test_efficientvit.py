@@ -18,16 +18,14 @@ from datamodules.sampling import TrainSampler
 from tests.reference.cases import Case, assert_close, case_names, fill_state, lists_in, load_case, normal
 from vision.distillation import distillation_loss
 from vision.efficientvit import EfficientViT, build, load_official, to_official
-from vision.efficientvit.checkpoint import from_timm, to_timm_key
-from vision.efficientvit.model import (
-    BNLinear,
+from vision.efficientvit.attention import (
     CascadedGroupAttention,
-    ConvBN,
     LocalWindowAttention,
-    PatchMerging,
     relative_index,
     resize_bias,
 )
+from vision.efficientvit.checkpoint import from_timm, to_timm_key
+from vision.efficientvit.layers import BNLinear, ConvBN, PatchMerging
 from vision.schedule import WarmupCosine
 
 # A network that is fed windows with padding warns of it; such cases are wanted here.

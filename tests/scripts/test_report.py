@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from scripts.report import (
     Table,
     Text,
     charts,
-    environment,
     write_report,
 )
 from scripts.report.formatting import DASH, cell, column
@@ -292,19 +289,6 @@ def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
     heights = sorted(float(y) for y in re.findall(r'class="end s\d" x="[\d.]+" y="([\d.]+)"', svg))
     assert len(heights) == 6
     assert min(np.diff(heights)) > 15
-
-
-def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2, get_device_name=lambda _: "NVIDIA H100")
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    found = environment()
-    assert found["GPU"] == "2 x NVIDIA H100"
-    assert {"python", "torch", "timm", "pytorch-lightning", "opencv", "numpy", "processor", "cores", "memory"} < set(
-        found
-    )
-    assert all(found.values())
-    monkeypatch.delitem(sys.modules, "torch")
-    assert "GPU" not in environment()
 
 
 LOOK = """

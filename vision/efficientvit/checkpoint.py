@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vision.checkpoints import StateDict, load_strict, read_state_dict
-from vision.efficientvit.model import EfficientViT, relative_index, resize_bias
+from vision.efficientvit.attention import relative_index, resize_bias
+from vision.efficientvit.model import EfficientViT
 from vision.errors import InputError, shorten
 
 INDEX = ".attention_bias_idxs"  # official files carry the index that follows from the window; ours is computed

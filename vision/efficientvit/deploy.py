@@ -17,19 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision.efficientvit.model import (
-    FFN,
-    BNLinear,
-    CascadedGroupAttention,
-    ConvBN,
-    EfficientViT,
-    EfficientViTBlock,
-    LocalWindowAttention,
-    PatchMerging,
-    Residual,
-    check_images,
-    stage_resolutions,
-)
+from vision.efficientvit.attention import CascadedGroupAttention, LocalWindowAttention
+from vision.efficientvit.layers import FFN, BNLinear, ConvBN, PatchMerging, Residual
+from vision.efficientvit.model import EfficientViT, EfficientViTBlock, check_images, stage_resolutions
 from vision.errors import InputError
 
 
@@ -96,8 +86,7 @@ class _Depthwise(nn.Module):
         return out.permute(0, 2, 3, 1)
 
     def _sum_of_taps(self, x: Tensor) -> Tensor:
-        # Written out for the compiler, which makes one fused loop of it. A library's convolution costs more in setting
-        # up than in computing at these sizes.
+        # Written out for the compiler, which makes one loop of it and what stands around it, and calls no library.
         side, (height, width) = self.kernel // 2, x.shape[1:3]
         padded = F.pad(x, (0, 0, side, side, side, side))
         rows, columns = (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
@@ -260,7 +249,7 @@ def deploy(model: EfficientViT) -> DeployedEfficientViT:
 
 
 def compile_deployed(model: DeployedEfficientViT, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """The fastest PyTorch form: compiled for the shape, type and device of ``images``, which takes a minute or so.
+    """The fastest PyTorch form: compiled at once for the shape, type and device of ``images``.
 
     On a CPU this needs a C++ compiler; on a GPU the calls are recorded as CUDA graphs. Other shapes are compiled when
     they come.

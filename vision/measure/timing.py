@@ -38,14 +38,12 @@ class Comparison:
 
     Attributes:
         milliseconds: for each contender, one call's time in each round.
-        calls: for each contender, how many calls a round's time is the mean of.
         threads: of PyTorch. A contender with threads of its own (ONNX Runtime) sets them itself.
         device: that was waited for.
         environment: machine and versions.
     """
 
     milliseconds: Mapping[str, list[float]]
-    calls: Mapping[str, int]
     threads: int
     device: str
     environment: Mapping[str, str]
@@ -154,4 +152,4 @@ def compare(
                     times[name].append(1e3 * turn(contender, calls[name]))
     finally:
         torch.set_num_threads(before)
-    return Comparison(times, calls, threads, str(device), environment())
+    return Comparison(times, threads, str(device), environment())

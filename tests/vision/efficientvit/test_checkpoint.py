@@ -18,8 +18,8 @@ from torch import Tensor
 from tests.reference.cases import COPIES, assert_close, normal
 from tests.vision.efficientvit.weights import lively
 from vision.efficientvit import EfficientViT, build, load_official, to_official, to_timm
+from vision.efficientvit.attention import relative_index, resize_bias
 from vision.efficientvit.checkpoint import from_timm
-from vision.efficientvit.model import relative_index, resize_bias
 from vision.errors import InputError
 
 TINY: dict[str, Any] = {

@@ -15,13 +15,13 @@ from torch import Tensor
 from tests.reference.cases import assert_close, normal
 from tests.vision.efficientvit.weights import lively
 from vision.efficientvit import VARIANTS, EfficientViT, build, to_official, to_timm, variant_config
-from vision.efficientvit.model import (
+from vision.efficientvit.attention import (
     CascadedGroupAttention,
-    EfficientViTBlock,
     LocalWindowAttention,
     relative_index,
     resize_bias,
 )
+from vision.efficientvit.model import EfficientViTBlock
 from vision.errors import InputError
 
 TINY: dict[str, Any] = {

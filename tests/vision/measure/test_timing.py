@@ -51,7 +51,7 @@ def test_threads_are_put_back_when_a_contender_fails():
 
 
 def test_spread_throughput_and_table_from_known_times():
-    found = Comparison({"a": [1.0, 2.0, 3.0], "b": [2.0, 8.0, 6.0]}, {"a": 1, "b": 1}, 1, "cpu", {})
+    found = Comparison({"a": [1.0, 2.0, 3.0], "b": [2.0, 8.0, 6.0]}, 1, "cpu", {})
     assert found.latency("a") == (2.0, 1.5, 2.5)
     assert found.speedup("a", over="b") == (2.0, 2.0, 3.0)
     assert found.throughput("a", 16) == 8000
@@ -73,7 +73,7 @@ def test_unusable_arguments(contenders, options, message):
 
 
 def test_unknown_contender_is_named():
-    found = Comparison({"eager": [1.0]}, {"eager": 1}, 1, "cpu", {})
+    found = Comparison({"eager": [1.0]}, 1, "cpu", {})
     with pytest.raises(InputError, match=r"no contender 'eagre' \(did you mean 'eager'\?\)"):
         found.latency("eagre")
 
