@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
     for result in results[:10]:
         best = result["predictions"][0]
-        print(f"{best['probability']:6.1%}  {best['class']:<20}{result['path']}")
+        print(f"{best['probability']:6.1%}  {best['class']:<20} {result['path']}")
     if len(results) > 10:
         print(f"... and {len(results) - 10} more")
     for path, reason in unreadable.items():
