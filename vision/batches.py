@@ -26,3 +26,24 @@ class ImageBatch(TypedDict):
     target: Tensor
     path: list[str]
     unreadable: list[tuple[str, str]]
+
+
+class MultitaskBatch(TypedDict):
+    """Images that are labelled for several tasks, each label of which may be missing.
+
+    Keys:
+        image: as in :class:`ImageBatch`.
+        labels: int64 ``(B, tasks)`` class indices, columns in the order of the schema, -1 where a label is missing.
+        row: int64 ``(B,)``, the line of the table that each image comes from, the header being line 1.
+        labelled: int64 ``(tasks,)``: how many labels of each task this process has over all the batches that make up
+            one optimizer step (as many as this batch has, where gradients are not accumulated).
+        path: the file of each image, ``B`` strings.
+        unreadable: (path, reason) of files that could not be read while this batch was made.
+    """
+
+    image: Tensor
+    labels: Tensor
+    row: Tensor
+    labelled: Tensor
+    path: list[str]
+    unreadable: list[tuple[str, str]]
