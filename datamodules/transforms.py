@@ -1,4 +1,4 @@
-"""Albumentations pipelines for images of one class, seeded image by image."""
+"""Albumentations pipelines for single images, seeded image by image."""
 
 from __future__ import annotations
 
@@ -63,22 +63,25 @@ class AutoAugment(A.ImageOnlyTransform):
             np.random.set_state(before[1])  # noqa: NPY002
 
 
+def _resize(preprocessing: Preprocessing) -> A.BasicTransform:
+    """To the size that the evaluation's crop is taken from."""
+    height, width = (int(side / preprocessing.crop_pct) for side in preprocessing.size)
+    options = {"interpolation": _INTERPOLATION[preprocessing.interpolation], "area_for_downscale": "image"}
+    if preprocessing.crop_mode == "squash":
+        return A.Resize(height, width, **options)
+    return A.SmallestMaxSize(max_size_hw=(height, width), **options)
+
+
 def eval_transform(preprocessing: Preprocessing) -> A.Compose:
     """Resize, centre crop, normalise: uint8 RGB ``(H, W, 3)`` to a float32 tensor ``(3, *size)``.
 
     Images are enlarged by the preprocessing's interpolation and shrunk by area averaging (OpenCV's cubic
     interpolation does not smooth, unlike the Pillow one that published accuracies were measured with).
     """
-    height, width = preprocessing.size
-    scale = preprocessing.crop_pct
     return A.Compose(
         [
-            A.SmallestMaxSize(
-                max_size_hw=(int(height / scale), int(width / scale)),
-                interpolation=_INTERPOLATION[preprocessing.interpolation],
-                area_for_downscale="image",
-            ),
-            A.CenterCrop(height, width),
+            _resize(preprocessing),
+            A.CenterCrop(*preprocessing.size),
             A.Normalize(preprocessing.mean, preprocessing.std),
             ToTensorV2(),
         ]
@@ -87,24 +90,27 @@ def eval_transform(preprocessing: Preprocessing) -> A.Compose:
 
 def train_transform(
     preprocessing: Preprocessing,
-    scale: tuple[float, float],
+    scale: tuple[float, float] | None,
     ratio: tuple[float, float],
     horizontal_flip: float,
     auto_augment: str | None,
     augmentations: Sequence[A.BasicTransform],
     random_erasing: float,
 ) -> A.Compose:
-    """Random resized crop, flip, policy, own transforms, normalisation, erasing; arguments as in ``ImageFolder``."""
-    steps: list[A.BasicTransform] = [
-        A.RandomResizedCrop(
-            preprocessing.size,
-            scale=scale,
-            ratio=ratio,
-            interpolation=_INTERPOLATION[preprocessing.interpolation],
-            area_for_downscale="image",
-        ),
-        A.HorizontalFlip(p=horizontal_flip),
-    ]
+    """Random crop, flip, policy, own transforms, normalisation, erasing; arguments as in ``Images``."""
+    if scale is None:
+        steps: list[A.BasicTransform] = [_resize(preprocessing), A.RandomCrop(*preprocessing.size)]
+    else:
+        steps = [
+            A.RandomResizedCrop(
+                preprocessing.size,
+                scale=scale,
+                ratio=ratio,
+                interpolation=_INTERPOLATION[preprocessing.interpolation],
+                area_for_downscale="image",
+            )
+        ]
+    steps.append(A.HorizontalFlip(p=horizontal_flip))
     if auto_augment:
         steps.append(AutoAugment(auto_augment, preprocessing.mean))
     steps += augmentations

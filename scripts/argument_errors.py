@@ -14,16 +14,25 @@ from vision.errors import did_you_mean
 def _subclasses(base: type) -> list[str]:
     """Short names of the house's own classes of a kind."""
     children: list[type] = base.__subclasses__()
-    found = [child.__name__ for child in children if child.__module__.split(".")[0] in ("tasks", "datamodules")]
+    own = [child for child in children if child.__module__.split(".")[0] in ("tasks", "datamodules")]
+    found = [child.__name__ for child in own if not inspect.isabstract(child)]
     return found + [name for child in children for name in _subclasses(child)]
 
 
 def _arguments_of(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     try:
-        return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        found = getattr(importlib.import_module(module), name)
+        # A class that hands on what it does not know takes its base's arguments too.
+        owners = inspect.getmro(found) if inspect.isclass(found) else [found]
+        parameters: list[inspect.Parameter] = []
+        for owner in owners:
+            parameters += inspect.signature(owner).parameters.values()
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters[-1:]):
+                break
     except (ImportError, AttributeError, ValueError):
         return []
+    return [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
 
 
 def _flags() -> list[str]:

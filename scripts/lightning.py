@@ -106,15 +106,16 @@ class VisionCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says what came out and where it is."""
         measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
-        if shown := [f"{name} {value:.4f}" for name, value in measures.items() if name.startswith("val_")]:
+        chosen = getattr(self.model, "headline", [name for name in measures if name.startswith("val_")])
+        if shown := [f"{name} {measures[name]:.4f}" for name in chosen if name in measures]:
             self._say("at the end: " + ", ".join(shown))
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
         if best:
             score = getattr(checkpoint, "best_model_score", None)
             monitor = getattr(checkpoint, "monitor", None)
-            chosen = f" ({monitor} {float(score):.4f})" if monitor and score is not None else ""
-            self._say(f"best checkpoint: {best}{chosen}")
+            reason = f" ({monitor} {float(score):.4f})" if monitor and score is not None else ""
+            self._say(f"best checkpoint: {best}{reason}")
 
 
 def _usage(verb: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SYSTEMS: dict[str, str] = {
     "efficientvit": "EfficientViT M0-M5: small image classifiers of high throughput",
+    "medic": "MEDIC: one network for several classification tasks, from tables with missing labels",
 }
 
 

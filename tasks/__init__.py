@@ -1,5 +1,6 @@
 """Lightning modules: how each system is trained, validated, tested and predicted with."""
 
 from tasks.classification import ImageClassifier
+from tasks.medic import MultitaskClassifier
 
-__all__ = ["ImageClassifier"]
+__all__ = ["ImageClassifier", "MultitaskClassifier"]

@@ -13,7 +13,7 @@ from vision.errors import InputError
 
 
 class PredictionTable(Callback):
-    """Writes ``predictions.csv`` in the run's folder: a row an image, its classes from the most likely on."""
+    """Writes ``predictions.csv`` in the run's folder: a row an image, as the task's ``prediction_rows`` has them."""
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the folder; here, since all processes have to ask for it together."""
@@ -33,15 +33,9 @@ class PredictionTable(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Appends the rows of a batch; every process of several writes a file of its own."""
-        if not isinstance(outputs, dict) or not {"path", "classes", "probabilities"} <= outputs.keys():
-            return
-        names = cast("Any", pl_module).class_names
-        classes, probabilities = outputs["classes"].tolist(), outputs["probabilities"].tolist()
+        header, rows = cast("Any", pl_module).prediction_rows(outputs)
         with self.file.open("w" if batch_idx == 0 else "a", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             if batch_idx == 0:
-                places = range(1, len(classes[0]) + 1) if classes else ()
-                writer.writerow(["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")]])
-            for path, indices, shares in zip(outputs["path"], classes, probabilities, strict=True):
-                pairs = zip(indices, shares, strict=True)
-                writer.writerow([path, *[cell for i, share in pairs for cell in (names[i], f"{share:.4f}")]])
+                writer.writerow(header)
+            writer.writerows(rows)

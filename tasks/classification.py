@@ -8,9 +8,8 @@ from typing import Any, TypedDict, cast
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from tasks.optimization import decay_groups, scheduled
 from tasks.reporting import Mistake, MistakeBoard, log_picture
 from vision.batches import ImageBatch
 from vision.classifiers import (
@@ -37,7 +37,6 @@ from vision.classifiers import (
 from vision.distillation import Distillation, distillation_loss
 from vision.errors import InputError, did_you_mean
 from vision.pictures import confusion_figure, contact_sheet, render
-from vision.schedule import WarmupCosine
 
 
 class ClassPrediction(TypedDict):
@@ -341,28 +340,14 @@ class ImageClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Two groups of parameters, with and without weight decay, and the schedule."""
-        exempt: set[str] = getattr(self.model, "no_weight_decay", set)()
-        spared, decayed = param_groups_weight_decay(self.model, no_weight_decay_list=exempt)
-        del decayed["weight_decay"]  # the optimizer's own
-        groups = [group for group in (decayed, spared) if group["params"]]
+        groups = decay_groups(self.model, getattr(self.model, "no_weight_decay", set)())
         optimizer = self.optimizer(groups)
         if self.lr_batch is not None:
             trainer = self.trainer
             images = self._data().batch_size * trainer.world_size * trainer.accumulate_grad_batches
             for group in optimizer.param_groups:
                 group["lr"] *= images / self.lr_batch
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
-        if isinstance(scheduler, WarmupCosine):
-            epochs, steps = self.trainer.max_epochs or 0, float(self.trainer.estimated_stepping_batches)
-            if epochs < 1 or steps == float("inf"):
-                raise InputError("WarmupCosine needs to know the length of the training: set trainer.max_epochs")
-            scheduler.bind(epochs, steps / epochs)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return scheduled(optimizer, self.lr_scheduler, self.trainer)
 
     # ------------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, batch: ImageBatch, part: str) -> None:
@@ -415,6 +400,17 @@ class ImageClassifier(pl.LightningModule):
         probabilities = self(batch["image"].contiguous(memory_format=self.layout)).softmax(dim=1)
         top = probabilities.topk(min(5, probabilities.shape[1]), dim=1)
         return {"path": batch["path"], "classes": top.indices, "probabilities": top.values}
+
+    def prediction_rows(self, outputs: ClassPrediction) -> tuple[list[str], list[list[str]]]:
+        """The header and the rows of ``predictions.csv`` for what ``predict_step`` gave."""
+        places = range(1, outputs["classes"].shape[1] + 1)
+        header = ["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")]]
+        rows = []
+        answers = zip(outputs["path"], outputs["classes"].tolist(), outputs["probabilities"].tolist(), strict=True)
+        for path, indices, shares in answers:
+            pairs = zip(indices, shares, strict=True)
+            rows.append([path, *[cell for i, share in pairs for cell in (self.class_names[i], f"{share:.4f}")]])
+        return header, rows
 
     # ----------------------------------------------------------------------------------------------- checkpoints
     @property

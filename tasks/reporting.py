@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,21 +19,44 @@ from vision.pictures import BAD, GOOD, INK, MUTED, Picture
 from vision.preprocessing import Preprocessing
 
 
-def log_picture(module: pl.LightningModule, name: str, picture: Picture) -> None:
-    """Writes ``pictures/NAME.png`` in the run's folder, and shows the picture in TensorBoard where that logs.
+def run_folder(trainer: pl.Trainer) -> Path | None:
+    """The run's folder; None without a logger that keeps files.
 
-    May be called by the first process alone, so it asks the loggers for the folder: ``Trainer.log_dir`` waits for all
-    processes. Without a logger that keeps files nothing is written.
+    May be called by the first process alone, so it asks the loggers: ``Trainer.log_dir`` waits for all processes.
     """
-    trainer = module.trainer
     folders = [folder for logger in trainer.loggers if (folder := getattr(logger, "log_dir", None)) is not None]
-    if folders:
-        folder = Path(folders[0]) / "pictures"
+    return Path(folders[0]) if folders else None
+
+
+def log_picture(module: pl.LightningModule, name: str, picture: Picture) -> None:
+    """Writes ``pictures/NAME.png`` in the run's folder, and shows the picture in TensorBoard where that logs."""
+    trainer = module.trainer
+    run = run_folder(trainer)
+    if run is not None:
+        folder = run / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{name}.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+
+
+def log_json(module: pl.LightningModule, name: str, content: object) -> None:
+    """Writes ``NAME.json`` in the run's folder."""
+    run = run_folder(module.trainer)
+    if run is not None:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in (columns, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 class Mistake(NamedTuple):

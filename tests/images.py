@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,3 +21,9 @@ def write_images(folder: Path, number: int, side: int = 32, seed: int = 0) -> Pa
             pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
     return folder
+
+
+def write_table(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
+    """A tab-separated table with a header row."""
+    file.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
+    return file

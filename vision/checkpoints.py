@@ -88,6 +88,24 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> StateDict:
     return as_state_dict(read_checkpoint(source), str(source))
 
 
+def check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str) -> None:
+    """Raises :class:`InputError` naming the keys that are missing, unexpected or of another shape."""
+    problems = []
+    if missing := [key for key in shapes if key not in state]:
+        problems.append(f"missing {shorten(missing)}")
+    if unexpected := [key for key in state if key not in shapes]:
+        problems.append(f"unexpected {shorten(unexpected)}")
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} where the network has {tuple(shape)}"
+        for key, shape in shapes.items()
+        if key in state and state[key].shape != shape
+    ]
+    if misshapen:
+        problems.append(f"misshapen {shorten(misshapen)}")
+    if problems:
+        raise InputError(f"{source}: does not fit the network: {'; '.join(problems)}")
+
+
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads ``state`` into ``module``; every key must match.
 
@@ -95,19 +113,5 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         InputError: keys are missing, unexpected or misshapen; their names are in the message, and the module
             is left as it was.
     """
-    own = module.state_dict()
-    problems = []
-    if missing := [key for key in own if key not in state]:
-        problems.append(f"missing {shorten(missing)}")
-    if unexpected := [key for key in state if key not in own]:
-        problems.append(f"unexpected {shorten(unexpected)}")
-    misshapen = [
-        f"{key} {tuple(state[key].shape)} where the network has {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if misshapen:
-        problems.append(f"misshapen {shorten(misshapen)}")
-    if problems:
-        raise InputError(f"{source}: does not fit the network: {'; '.join(problems)}")
+    check_keys(state, {key: value.shape for key, value in module.state_dict().items()}, source)
     module.load_state_dict(dict(state))

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from vision.checkpoints import StateDict, as_state_dict, load_strict, read_checkpoint
 from vision.errors import InputError, did_you_mean
+from vision.measure.state import unchanged
 from vision.preprocessing import Preprocessing
 
 # Backbones of this package by name. Such a module offers VARIANTS, build(name, **settings) and
@@ -121,6 +123,31 @@ def create_classifier(
     if checkpoint is not None:
         _load_any_head(model, weights_of(read_checkpoint(checkpoint), str(checkpoint)), str(checkpoint))
     return model
+
+
+def create_trunk(
+    backbone: str,
+    image_size: tuple[int, int] | None = None,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+) -> tuple[nn.Module, int]:
+    """A network of :func:`create_classifier` without its classifier, and the number of features that it gives.
+
+    Returns:
+        The module, ``(B, 3, H, W)`` images to ``(B, features)``, and ``features``.
+
+    Raises:
+        InputError: as in :func:`create_classifier`; the network does not take images of that size.
+    """
+    network = create_classifier(backbone, 1, image_size, pretrained, checkpoint)
+    network.reset_classifier(0)  # type: ignore[operator]
+    size = image_size or preprocessing_of(backbone).size
+    with unchanged(network), torch.no_grad():
+        try:
+            features = network.eval()(torch.zeros(1, 3, *size))
+        except RuntimeError as error:
+            raise InputError(f"'{backbone}' does not take images of {size[0]}x{size[1]} pixels") from error
+    return network, int(features.shape[1])
 
 
 def _timm_create(name: str, **settings: Any) -> nn.Module:

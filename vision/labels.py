@@ -87,7 +87,7 @@ def _task(name: str, entry: Any) -> TaskLabels:
     if not isinstance(ordinal, bool):
         raise InputError(f"tasks: {name}.ordinal is true or false, found {ordinal!r}")
     if wrong := [entry for entry in classes if not isinstance(entry, str) or not entry.strip()]:
-        raise InputError(f"tasks: {name}: a class is a text that is not empty (in quotes, if need be), found {wrong[0]!r}")
+        raise InputError(f"tasks: {name}: a class is a text (in quotes, if need be), found {wrong[0]!r}")
     if repeated := {entry for entry in classes if list(classes).count(entry) > 1}:
         raise InputError(f"tasks: {name}: the class '{min(repeated)}' is there more than once")
     return TaskLabels(tuple(classes), ordinal)

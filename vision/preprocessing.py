@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from vision.errors import InputError
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
+CropMode = Literal["center", "squash"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -18,8 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """The evaluation preprocessing that a network expects.
 
-    The short side is resized so that the centre crop of ``size`` covers ``crop_pct`` of it, the crop is taken,
-    values are scaled to [0, 1] and normalised by channel.
+    The short side is resized so that the centre crop of ``size`` covers ``crop_pct`` of it (with ``squash`` both sides
+    are, and the aspect ratio is lost), the crop is taken, values are scaled to [0, 1] and normalised by channel.
 
     Attributes:
         size: (height, width) of the network's input in pixels.
@@ -27,6 +28,8 @@ class Preprocessing:
         std: of the RGB channels, on the [0, 1] scale.
         interpolation: used where the image is enlarged; shrinking averages over areas.
         crop_pct: share of the resized side that the centre crop keeps, in [0.01, 1].
+        crop_mode: ``center`` keeps the aspect ratio and cuts off what is too long; ``squash`` shows the whole width
+            and height.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -34,6 +37,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 0.875
+    crop_mode: CropMode = "center"
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -46,10 +50,12 @@ class Preprocessing:
                 raise InputError(f"{name} must be three numbers, one a channel, got {values}")
         if min(self.std) <= 0:
             raise InputError(f"std must be positive, got {self.std}")
-        if self.interpolation not in get_args(Interpolation):
-            raise InputError(
-                f"interpolation must be one of {', '.join(get_args(Interpolation))}, got {self.interpolation}"
-            )
+        for name, choices, value in (
+            ("interpolation", get_args(Interpolation), self.interpolation),
+            ("crop_mode", get_args(CropMode), self.crop_mode),
+        ):
+            if value not in choices:
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value}")
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocessing:
@@ -63,6 +69,8 @@ class Preprocessing:
             std=cast("tuple[float, float, float]", tuple(cfg.get("std") or IMAGENET_STD)),
             interpolation=cast("Interpolation", interpolation),
             crop_pct=float(cfg.get("crop_pct") or 0.875),
+            # timm's third mode, border, pads; it has no counterpart here.
+            crop_mode="squash" if cfg.get("crop_mode") == "squash" else "center",
         )
 
     def as_dict(self) -> dict[str, Any]:

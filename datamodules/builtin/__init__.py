@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datamodules.builtin.digits import write_digits
 from datamodules.builtin.photographs import write_photographs
+from datamodules.builtin.scenes import write_scenes
 from vision.errors import InputError, did_you_mean
 
 PREFIX = "builtin:"
@@ -20,6 +21,7 @@ PREFIX = "builtin:"
 WRITERS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "digits": (1, write_digits),
     "photographs": (1, write_photographs),
+    "scenes": (1, write_scenes),
 }
 
 

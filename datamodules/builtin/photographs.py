@@ -80,11 +80,15 @@ def test_places(height: int, width: int) -> NDArray[np.intp]:
     return np.concatenate([steps + cell for cell in test_cells(height, width)])
 
 
+def has_contrast(part: NDArray[np.uint8]) -> bool:
+    """Whether there is something to see in a part of a photograph, uint8 RGB ``(H, W, 3)``."""
+    return bool(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY).std() >= CONTRAST)
+
+
 def _chosen(picture: NDArray[np.uint8], places: NDArray[np.intp], number: int) -> list[tuple[int, int]]:
     """The first ``number`` places whose parts have something to see."""
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    contrast = (int(t) for t in range(len(places)) if grey[_part(*places[t])].std() >= CONTRAST)
-    return [(int(places[t][0]), int(places[t][1])) for t in islice(contrast, number)]
+    corners = ((int(top), int(left)) for top, left in places)
+    return list(islice((corner for corner in corners if has_contrast(picture[_part(*corner)])), number))
 
 
 def _part(top: int, left: int) -> tuple[slice, slice]:

@@ -57,7 +57,7 @@ def quantize(source: Path, target: Path, calibration: Iterable[Tensor]) -> None:
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
-        set_metadata(target, exported.record)
+        set_metadata(target, exported.record.as_dict())
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:

@@ -80,10 +80,63 @@ def _read_record(file: Path, metadata: Mapping[str, str]) -> ClassifierRecord:
     return record
 
 
-class OnnxClassifier:
-    """A file of ``vision export``: ``(B, 3, H, W)`` float images to ``(B, classes)`` logits, both on the CPU.
+class OnnxNetwork:
+    """A file of ``vision export``: ``(B, 3, H, W)`` float images to outputs ``(B, n)`` by name, all on the CPU.
 
     The arguments are those of :func:`onnx_session`.
+
+    Attributes:
+        metadata: texts by name.
+    """
+
+    def __init__(self, file: str | Path, device: str | None = None, threads: int | None = None) -> None:
+        self.file = Path(file)
+        self.session = onnx_session(file, device, threads)
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+
+    def check(self, size: tuple[int, int], outputs: Mapping[str, int], what: str) -> None:
+        """Checks that the graph is what the metadata tells of: images of ``size``, and the sizes of outputs by name.
+
+        Args:
+            size: (height, width).
+            outputs: by name.
+            what: the outputs in words.
+
+        Raises:
+            InputError: it is not.
+        """
+        inputs, found = self.session.get_inputs(), {entry.name: entry.shape for entry in self.session.get_outputs()}
+        wanted = f"float images (batch, 3, {size[0]}, {size[1]}) and {what}"
+        if len(inputs) != 1 or list(found) != list(outputs) or inputs[0].type != "tensor(float)":
+            raise InputError(f"{self.file}: its metadata tells of {wanted}, its graph takes and gives something else")
+        taken, given = inputs[0].shape, [shape[1:] for shape in found.values()]
+        if isinstance(taken[0], int) or taken[1:] != [3, *size] or given != [[number] for number in outputs.values()]:
+            shown = ", ".join(map(str, found.values()))
+            raise InputError(f"{self.file}: its metadata tells of {wanted}, its graph takes {taken} and gives {shown}")
+        self.size, self.outputs, self._input = size, list(outputs), inputs[0].name
+
+    def run(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs for a batch of any size; :meth:`check` comes first.
+
+        Raises:
+            InputError: images of another size than the network takes, or outputs that are not finite.
+        """
+        size = self.size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
+            raise InputError(f"the network takes images (batch, 3, {size[0]}, {size[1]}), got {tuple(images.shape)}")
+        try:
+            found = self.session.run(None, {self._input: np.ascontiguousarray(images.numpy(), dtype=np.float32)})
+        except Exception as error:  # as in onnx_session
+            raise InputError(f"{self.file}: ONNX Runtime cannot run it ({str(error).splitlines()[0]})") from error
+        tensors = {name: torch.from_numpy(values) for name, values in zip(self.outputs, found, strict=True)}
+        for name, values in tensors.items():
+            if not bool(torch.isfinite(values).all()):
+                raise InputError(f"{self.file}: gives NaN or infinite {name}")
+        return tensors
+
+
+class OnnxClassifier:
+    """A file of ``vision export efficientvit``: images to ``(B, classes)`` logits; see :class:`OnnxNetwork`.
 
     Attributes:
         record: class names and preprocessing, from the file's metadata.
@@ -93,33 +146,12 @@ class OnnxClassifier:
     """
 
     def __init__(self, file: str | Path, device: str | None = None, threads: int | None = None) -> None:
-        self.file = Path(file)
-        self.session = onnx_session(file, device, threads)
-        self.record = _read_record(self.file, self.session.get_modelmeta().custom_metadata_map)
-        size, classes = self.record.preprocessing.size, len(self.record.class_names)
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        wanted = f"float images (batch, 3, {size[0]}, {size[1]}) and {classes} classes"
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
-            raise InputError(f"{file}: its metadata tells of {wanted}, its graph takes and gives something else")
-        found, given = inputs[0].shape, outputs[0].shape
-        if isinstance(found[0], int) or found[1:] != [3, *size] or given[1:] != [classes]:
-            raise InputError(f"{file}: its metadata tells of {wanted}, its graph takes {found} and gives {given}")
-        self._input = inputs[0].name
+        self.network = OnnxNetwork(file, device, threads)
+        self.file, self.session = self.network.file, self.network.session
+        self.record = _read_record(self.file, self.network.metadata)
+        classes = len(self.record.class_names)
+        self.network.check(self.record.preprocessing.size, {"logits": classes}, f"{classes} classes")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of a batch of any size.
-
-        Raises:
-            InputError: images of another size than the network takes, or logits that are not finite.
-        """
-        size = self.record.preprocessing.size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *size):
-            raise InputError(f"the network takes images (batch, 3, {size[0]}, {size[1]}), got {tuple(images.shape)}")
-        try:
-            (found,) = self.session.run(None, {self._input: np.ascontiguousarray(images.numpy(), dtype=np.float32)})
-        except Exception as error:  # as in onnx_session
-            raise InputError(f"{self.file}: ONNX Runtime cannot run it ({str(error).splitlines()[0]})") from error
-        logits = torch.from_numpy(found)
-        if not bool(torch.isfinite(logits).all()):
-            raise InputError(f"{self.file}: gives NaN or infinite logits")
-        return logits
+        """Logits of a batch, as :meth:`OnnxNetwork.run` gives them."""
+        return self.network.run(images)["logits"]

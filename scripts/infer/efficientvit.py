@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +16,7 @@ from scripts.arguments import Parser
 from scripts.devices import usable_device
 from scripts.export.session import OnnxClassifier
 from scripts.infer.inputs import image_batches, image_files, output_folder
+from scripts.infer.outputs import add_arguments, require_some, say_what_was_done, write_results
 from vision.classifiers import ClassifierRecord, load_classifier
 from vision.efficientvit import EfficientViT, deploy
 from vision.errors import InputError
@@ -32,21 +30,12 @@ def _parser() -> Parser:
         prog="vision infer efficientvit",
         description="Classify images: writes predictions.json, predictions.csv and contact_sheet.png.",
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="I", help="image files, folders or globs")
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="C",
-        help="of 'vision fit', 'vision export' (.onnx), the official release, or timm",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument(
-        "--backbone", help="the network of an official or timm file, e.g. efficientvit_m4; our checkpoints say it"
+    add_arguments(
+        parser,
+        checkpoint="of 'vision fit', 'vision export' (.onnx), the official release, or timm",
+        backbone="the network of an official or timm file, e.g. efficientvit_m4; our checkpoints say it",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default 5)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time (default 32)")
-    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that decode (default 0)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     return parser
 
 
@@ -135,31 +124,19 @@ def main(arguments: list[str]) -> None:
         options.num_workers,
         options.device,
     )
-    if not results:
-        path, reason = next(iter(unreadable.items()))
-        raise InputError(f"none of {len(files)} images could be read; {path}: {reason}")
+    require_some(len(results), files, unreadable)
     content = {"images": results, "unreadable": [{"path": p, "reason": r} for p, r in unreadable.items()]}
-    try:
-        # Names of files and folders may be no Unicode; what cannot be encoded is written as JSON's own escapes.
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (folder / "predictions.json").write_text(text, encoding="utf-8", errors="backslashreplace")
-        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-            writer = csv.writer(stream)
-            places = range(1, len(results[0]["predictions"]) + 1)
-            writer.writerow(["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")], "error"])
-            for result in results:
-                cells = [cell for p in result["predictions"] for cell in (p["class"], f"{p['probability']:.4f}")]
-                writer.writerow([result["path"], *cells, ""])
-            blank = [""] * 2 * len(places)
-            writer.writerows([path, *blank, reason] for path, reason in unreadable.items())
-        Image.fromarray(sheet(results)).save(folder / "contact_sheet.png")
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    places = range(1, len(results[0]["predictions"]) + 1)
+    rows = []
+    for result in results:
+        cells = [cell for p in result["predictions"] for cell in (p["class"], f"{p['probability']:.4f}")]
+        rows.append([result["path"], *cells, ""])
+    rows += [[path, *[""] * 2 * len(places), reason] for path, reason in unreadable.items()]
+    header = ["path", *[f"{what}_{i}" for i in places for what in ("class", "probability")], "error"]
+    write_results(folder, content, header, rows, sheet(results))
     for result in results[:10]:
         best = result["predictions"][0]
         print(f"{best['probability']:6.1%}  {best['class']:<20} {result['path']}")
     if len(results) > 10:
         print(f"... and {len(results) - 10} more")
-    for path, reason in unreadable.items():
-        print(f"vision: unreadable, left out: {path}: {reason}")
-    print(f"vision: {len(results)} of {len(files)} images, results in {folder}")
+    say_what_was_done(len(results), files, unreadable, folder)

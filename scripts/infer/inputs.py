@@ -10,7 +10,8 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from datamodules.decoding import MAX_PIXELS, SUFFIXES
-from datamodules.image_folder import Collate, ImageDataset
+from datamodules.image_folder import Collate
+from datamodules.images import ImageDataset
 from datamodules.listing import Listing, find_images
 from datamodules.sampling import EvalSampler
 from datamodules.transforms import eval_transform

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 
 from datamodules import ImageFolder
 from datamodules.builtin import photographs as source
@@ -48,6 +49,53 @@ def test_values_are_normalised_by_mean_and_std(folders):
 
     expected = (read_image(batch["path"][0]) / 255 - 0.5) / 0.25
     assert np.allclose(batch["image"][0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def striped(tmp_path_factory):
+    """Wide pictures whose outer quarters are white: cut off by a centre crop, kept by squashing."""
+    root = tmp_path_factory.mktemp("striped")
+    pixels = np.zeros((20, 80, 3), np.uint8)
+    pixels[:, :20] = pixels[:, 60:] = 255
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for i in range(3):
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "image_size": 20}
+
+
+@pytest.mark.parametrize(("crop_mode", "white"), [("center", 0.0), ("squash", 0.5)])
+def test_squashing_shows_the_whole_width(striped, crop_mode, white):
+    image = next(iter(_ready(striped, crop_mode=crop_mode, crop_pct=1.0, **PLAIN).val_dataloader()))["image"]
+    assert image.mean().item() == pytest.approx(white, abs=0.01)
+
+
+def test_without_a_scale_training_images_are_resized_as_in_evaluation(striped):
+    """Squashed to 40x40, of which any 20x20 are taken: 0 to 10 columns of white, on one side."""
+    options = {**PLAIN, "crop_mode": "squash", "crop_pct": 0.5, "scale": None, "horizontal_flip": 0.0, "batch_size": 2}
+    loader = _ready(striped, **options).train_dataloader()
+    images = []
+    for epoch in range(10):
+        loader.sampler.set_epoch(epoch)
+        images += [batch["image"] for batch in loader]
+    white = (torch.cat(images)[:, 0].mean(dim=1) > 0.5).sum(dim=1)
+    assert white.max() <= 10
+    assert len(white.unique()) > 3
+
+
+def test_an_unknown_crop_mode(striped):
+    with pytest.raises(InputError, match="crop_mode must be one of center, squash, got squeeze"):
+        _ready(striped, crop_mode="squeeze")
+
+
+def test_an_epoch_that_the_trainer_shortens_ends_at_its_beginning(folders, tmp_path):
+    """What a checkpoint says at the end of such an epoch: the next one starts with its first batch."""
+    data = ImageFolder(str(folders), image_size=16, batch_size=6, num_workers=0)
+    _fit(data, tmp_path, limit_train_batches=3)
+    assert data.state_dict() == {"batches": 0}
 
 
 def test_a_plain_folder_is_split_by_seed_and_class(tmp_path):
@@ -161,7 +209,7 @@ class _Counter(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def _fit(data: ImageFolder, folder) -> tuple[_Counter, pl.Trainer]:
+def _fit(data: ImageFolder, folder, **options) -> tuple[_Counter, pl.Trainer]:
     module = _Counter()
     logger = pl.loggers.CSVLogger(str(folder))
     trainer = pl.Trainer(
@@ -171,6 +219,7 @@ def _fit(data: ImageFolder, folder) -> tuple[_Counter, pl.Trainer]:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        **options,
     )
     trainer.fit(module, datamodule=data)
     return module, trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from datamodules.sampling import Draw, EvalSampler, TrainSampler
@@ -43,6 +44,19 @@ def test_repeats_show_an_image_three_times_with_three_seeds():
     assert len(items) == 1023  # timm's rounding: 1024 // 256 * 256 / 3 for each process
     assert all(items.count(item) == 3 for item in set(items[:300]))
     assert len({draw.seed for draw in draws}) == len(draws)
+
+
+def test_weights_draw_with_replacement_and_keep_every_promise():
+    weights = np.array([1.0] * 90 + [9.0] * 10)
+    one = [draw for epoch in range(20) for draw in _epoch(100, 1, 0, epoch, weights=weights)]
+    assert len(one) == 2000
+    assert np.mean([draw.item >= 90 for draw in one]) == pytest.approx(0.5, abs=0.05)
+    two = [_epoch(100, 2, rank, weights=weights) for rank in (0, 1)]
+    assert [draw for pair in zip(*two, strict=True) for draw in pair] == one[:100]
+    sampler = TrainSampler(range(100), 1, 0, weights=weights)
+    sampler.skip(30)
+    assert list(sampler) == one[30:100]
+    assert one[:100] != one[100:200]
 
 
 @pytest.mark.parametrize(("length", "processes"), [(10, 3), (2, 4), (7, 1)])

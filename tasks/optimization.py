@@ -1,0 +1,51 @@
+"""What every task does with the optimizer and the schedule that its configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LRSchedulerCallable, ReduceLROnPlateau
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+
+from vision.errors import InputError
+from vision.schedule import WarmupCosine
+
+
+def decay_groups(model: nn.Module, exempt: AbstractSet[str]) -> list[dict[str, Any]]:
+    """The trained parameters in two groups: with the optimizer's own weight decay, and without any.
+
+    Vectors and biases go without, and those that ``exempt`` names.
+    """
+    spared, decayed = param_groups_weight_decay(model, no_weight_decay_list=exempt)
+    del decayed["weight_decay"]  # the optimizer's own
+    return [group for group in (decayed, spared) if group["params"]]
+
+
+def scheduled(
+    optimizer: Optimizer, lr_scheduler: LRSchedulerCallable | None, trainer: pl.Trainer
+) -> OptimizerLRScheduler:
+    """What ``configure_optimizers`` returns.
+
+    :class:`~vision.schedule.WarmupCosine` is told the length of the training and changes at every step; others are
+    stepped once an epoch.
+
+    Raises:
+        InputError: the schedule has to know the length of the training, and it is not set.
+    """
+    if lr_scheduler is None:
+        return optimizer
+    scheduler = lr_scheduler(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+    if isinstance(scheduler, WarmupCosine):
+        epochs, steps = trainer.max_epochs or 0, float(trainer.estimated_stepping_batches)
+        if epochs < 1 or steps == float("inf"):
+            raise InputError("WarmupCosine needs to know the length of the training: set trainer.max_epochs")
+        scheduler.bind(epochs, steps / epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
