@@ -103,6 +103,19 @@ class VisionCLI(LightningCLI):
         """Says where the run's files go."""
         self._say(f"{self.run_name} goes to {self.trainer.log_dir}")
 
+    def _leave_the_table_to_the_task(self) -> None:
+        """Lightning prints all measures of a test; a task with a ``headline`` has many, and prints its own table."""
+        if hasattr(self.model, "headline"):
+            self.config_init[self.subcommand]["verbose"] = False
+
+    def before_test(self) -> None:
+        """Prints each measure once."""
+        self._leave_the_table_to_the_task()
+
+    def before_validate(self) -> None:
+        """As before a test."""
+        self._leave_the_table_to_the_task()
+
     def after_fit(self) -> None:
         """Says what came out and where it is."""
         measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}

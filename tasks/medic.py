@@ -84,7 +84,7 @@ class MultitaskClassifier(pl.LightningModule):
     monitor = ("val_mean_f1_macro", "max")
     """What the best checkpoint is chosen by."""
     headline = ("val_loss", "val_mean_accuracy", "val_mean_f1_macro")
-    """What is said of a training at its end; the rest is in the report."""
+    """What is said of a training at its end; the rest is in the report, whose table the task prints itself."""
 
     def __init__(
         self,
@@ -214,16 +214,17 @@ class MultitaskClassifier(pl.LightningModule):
         """Settles whether the tasks' gradients are taken one by one."""
         window = self.trainer.accumulate_grad_batches
         needs = self.weighting.needs
-        self._apart = needs == "gradients" or (needs == "losses" and window > 1)
+        apart = needs == "gradients" or (needs == "losses" and window > 1)
         rule = type(self.weighting).__name__
-        if self._apart:
+        if apart:
             if not isinstance(self.trainer.strategy, DDPStrategy | SingleDeviceStrategy):
                 raise InputError(f"{rule} needs the tasks' whole gradients: use one device, or --trainer.strategy ddp")
             if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
                 raise InputError(f"{rule} takes gradients that no scaler has seen: use bf16-mixed, not fp16")
-        shared = [parameter for parameter in self.model.trunk.parameters() if parameter.requires_grad]
-        own = list(self.model.head.parameters())
-        self._gradients = TaskGradients(shared, own, len(self.schema.names)) if self._apart else None
+        shared, own = list(self.model.trunk.parameters()), list(self.model.head.parameters())
+        if needs == "losses":
+            shared, own = shared + own, []  # such a rule weighs the heads' gradients too
+        self._gradients = TaskGradients(shared, own, len(self.schema.names)) if apart else None
         self._start_window()
 
     def _start_window(self) -> None:

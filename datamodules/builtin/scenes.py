@@ -29,11 +29,21 @@ BLANK = 0.3
 SIDE = 64
 OTHERS = ("astronaut", "coffee", "motorcycle", "rocket")
 OTHER_SHARE = 0.55
+# The colour (RGB) of the light on each photograph but the others, and how much of it there is.
+LIGHT = {
+    "cat": (230, 200, 40),
+    "flower": (230, 60, 170),
+    "galaxies": (60, 60, 230),
+    "retina": (230, 90, 30),
+    "temple": (60, 190, 230),
+    "tissue": (130, 230, 60),
+}
+STRENGTH = (0.2, 0.4)
 # The covered shares leave a gap between one level and the next, so that an eye can tell them apart.
-SHARES = {"little": (0.03, 0.08), "some": (0.12, 0.27), "much": (0.33, 0.6)}
+SHARES = {"little": (0.075, 0.11), "some": (0.16, 0.28), "much": (0.34, 0.6)}
 EMPTY = 0.25  # share of the pictures without shapes; their level is little
 LEVELS = {"little": 0.2, "some": 0.3, "much": 0.25}  # of the pictures with shapes
-LEAST_AREA = 150  # pixels of a shape: a disc of 14 across
+LEAST_AREA = 300  # pixels of a shape: a disc of 20 across
 MOST_RADIUS = 34
 MOST_SHAPES = 4
 OVERLAP = 0.2  # share of a shape that the next ones may hide
@@ -119,7 +129,14 @@ def _background(rng: np.random.Generator, split: str) -> tuple[str, NDArray[np.u
         top, left = places[rng.integers(len(places))] + rng.integers(PART - SIDE + 1, size=2)
         part = picture[top : top + SIDE, left : left + SIDE]
         if has_contrast(part):
-            return name, part
+            return name, _lit(rng, part, name)
+
+
+def _lit(rng: np.random.Generator, part: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    if name in OTHERS:
+        return part
+    strength = rng.uniform(*STRENGTH)
+    return np.asarray((1 - strength) * part + strength * np.array(LIGHT[name]), dtype=np.uint8)
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from scripts.bench.results import claims_table, environment_line, markdown
+from scripts.bench.results import claims_table, markdown, setting_line
 from vision.pictures import ACCENT, INK, MUTED, Picture, render
 
 Row = Mapping[str, Any]
@@ -227,14 +227,8 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
         "demo": _demo(rows),
         "headline": _headline(rows),
         "claims": claims_table(result["claims"]),
-        "setting": _setting(result),
+        "setting": setting_line(result),
     }
-
-
-def _setting(result: Mapping[str, Any]) -> str:
-    left_out = f" Left out: {'; '.join(result['left_out'])}." if result["left_out"] else ""
-    setting = result["setting"]
-    return f"{environment_line(result['environment'])}. {setting[:1].upper()}{setting[1:]}{left_out}"
 
 
 def pictures(result: Mapping[str, Any]) -> dict[str, Picture]:

@@ -104,7 +104,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
         measured = f"{entry['measured']:g}" + (f" ({spread[0]:g}-{spread[1]:g})" if spread else "")
         holds = "yes" if entry["holds"] else "**no**"
         rows.append([entry["claim"], entry["source"], f"{entry['target']:g}", measured, holds])
-    return markdown(["claim", "source", "target", "measured (quartiles)", "holds"], rows)
+    return markdown(["claim", "source", "target", "measured (spread)", "holds"], rows)
 
 
 def environment_line(environment: Mapping[str, str]) -> str:
@@ -115,3 +115,10 @@ def environment_line(environment: Mapping[str, str]) -> str:
     gpu = f", {environment['GPU']}" if "GPU" in environment else ""
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "timm", "onnxruntime", "python"))
     return f"{machine}{gpu}; {versions}"
+
+
+def setting_line(result: Mapping[str, Any]) -> str:
+    """Machine, versions, how a result was measured and what it leaves out."""
+    left_out = f" Left out: {'; '.join(result['left_out'])}." if result["left_out"] else ""
+    setting = result["setting"]
+    return f"{environment_line(result['environment'])}. {setting[:1].upper()}{setting[1:]}{left_out}"

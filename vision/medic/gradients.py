@@ -39,10 +39,13 @@ class GradNorm(Weighting):
         """As in the base class."""
         super().bind(names)
         self.scale = nn.Parameter(torch.ones(len(names)))
-        self.register_buffer("first", torch.full((len(names),), torch.nan))
+        self.register_buffer("first", torch.zeros(len(names)))  # 0: not known yet
+
+    def _started(self) -> bool:
+        return bool((self.first > 0).all())
 
     def _weights(self, present: Tensor) -> Tensor:
-        if bool(self.first.isnan().any()):
+        if not self._started():
             return present.to(self.scale.dtype)
         return present.sum() * softmax_over(self.scale, present)
 
@@ -52,7 +55,7 @@ class GradNorm(Weighting):
 
     def own_loss(self, losses: Tensor, present: Tensor, gram: Tensor | None = None) -> Tensor:
         """The differences of the gradients' norms from where they should be."""
-        if bool(self.first.isnan().any()):
+        if not self._started():
             return 0.0 * self.scale.sum()
         assert gram is not None
         norms = gram.diagonal().clamp(min=0).sqrt().to(self.scale.dtype)
@@ -63,7 +66,8 @@ class GradNorm(Weighting):
 
     def end_epoch(self, losses: Tensor) -> None:
         """Remembers the losses of the first epoch in which each task had labels."""
-        self.first = torch.where(self.first.isnan(), losses.to(self.first.dtype), self.first)
+        newest = losses.nan_to_num(0.0).to(self.first.dtype)
+        self.first = torch.where(self.first > 0, self.first, newest)
 
 
 class PCGrad(Weighting):

@@ -160,11 +160,11 @@ class DWA(Weighting):
     def bind(self, names: Sequence[str]) -> None:
         """As in the base class."""
         super().bind(names)
-        self.register_buffer("history", torch.full((len(names), 2), torch.nan))  # the older epoch first
+        self.register_buffer("history", torch.zeros(len(names), 2))  # the older epoch first; 0: not known yet
 
     def weights(self, losses: Tensor, present: Tensor, gram: Tensor | None = None) -> Tensor:
         """From the last two epochs."""
-        known = not bool(self.history.isnan().any())
+        known = bool((self.history > 0).all())
         rate = self.history[:, 1] / self.history[:, 0] if known else torch.ones_like(self.history[:, 0])
         return present.sum() * softmax_over(rate / self.temperature, present)
 

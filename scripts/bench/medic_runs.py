@@ -1,0 +1,120 @@
+"""The trainings of MEDIC's benchmark: each a ``vision fit`` and a ``vision test``, two at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datamodules.builtin import resolve_root
+from datamodules.builtin.scenes import TASKS
+from scripts.systems import CONFIGS
+
+CONFIG = CONFIGS / "medic" / "demo.yaml"
+SEEDS = (0, 1, 2)
+EPOCHS = 16
+BATCH = 32  # the configuration's
+
+
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        name: of what is compared.
+        seed: of weights and data.
+        flags: added to the demo's configuration.
+    """
+
+    name: str
+    seed: int
+    flags: tuple[str, ...] = ()
+
+
+def train(run: Run, folder: Path) -> dict[str, Any]:
+    """The report on the test pictures, of the epoch that was best on the development ones; and ``fit_seconds``."""
+    place = folder / f"{run.name}-{run.seed}"
+    common = ["--config", str(CONFIG), *run.flags, "--data.seed", str(run.seed), "--data.num_workers", "0"]
+    common += ["--seed_everything", str(run.seed)]
+    seconds = _vision(["fit", *common, "--trainer.default_root_dir", str(place)])
+    (best,) = place.rglob("best.ckpt")
+    tested = place / "test"
+    _vision(["test", *common, "--ckpt_path", str(best), "--trainer.default_root_dir", str(tested)])
+    (report,) = tested.rglob("test_report.json")
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    shutil.rmtree(place)
+    return {"tasks": found, "fit_seconds": seconds}
+
+
+def _vision(arguments: list[str]) -> float:
+    """Runs a command in this process, silently; the seconds that it took."""
+    from scripts.cli import main
+
+    said = io.StringIO()
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = main(arguments)
+    if status:
+        raise RuntimeError(said.getvalue())
+    return time.perf_counter() - start
+
+
+def _start() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # so that the command leaves the threads as they are
+    torch.set_num_threads(1)
+
+
+def results(runs: Sequence[Run], folder: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Every run with its report, as they end."""
+    resolve_root("builtin:scenes")  # written once, not by two processes at a time
+    # Spawned: forked processes would inherit the threads' locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), context, initializer=_start) as pool:
+        waiting = {pool.submit(train, run, folder): run for run in runs}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+            sys.stdout.flush()
+
+
+def length(rows: int = 2400) -> tuple[str, ...]:
+    """Flags for a training of so many rows that takes as many steps, and measures as often, as the others."""
+    per_epoch = rows // BATCH
+    times = max(1, round(2400 // BATCH / per_epoch))
+    return (
+        *("--trainer.max_epochs", str(EPOCHS * times), "--trainer.check_val_every_n_epoch", str(times)),
+        *("--model.lr_scheduler.warmup_epochs", str(times)),
+    )
+
+
+def partial_tables(folder: Path, seed: int, hidden: float = 0.5) -> Mapping[str, tuple[Path, int]]:
+    """Two tables of the training pictures, and their numbers of rows.
+
+    ``hidden``: of the complete labels each is left out with probability ``hidden``, independently. ``dropped``: the
+    rows of it that have no gap.
+    """
+    lines = (resolve_root("builtin:scenes") / "train_full.tsv").read_text(encoding="utf-8").splitlines()
+    header, rows = lines[0].split("\t"), [line.split("\t") for line in lines[1:]]
+    columns = [header.index(task) for task in TASKS]
+    gaps = np.random.default_rng(seed).random((len(rows), len(columns))) < hidden
+    blanked = [
+        [("" if i in columns and gap[columns.index(i)] else cell) for i, cell in enumerate(row)]
+        for row, gap in zip(rows, gaps, strict=True)
+    ]
+    tables = {"hidden": blanked, "dropped": [row for row, gap in zip(rows, gaps, strict=True) if not gap.any()]}
+    files = {}
+    for name, content in tables.items():
+        file = folder / f"{name}-{seed}.tsv"
+        file.write_text("\n".join("\t".join(row) for row in [header, *content]) + "\n", encoding="utf-8")
+        files[name] = file, len(content)
+    return files

@@ -1,0 +1,77 @@
+"""The same images make the same step: on one process or two, in one batch or several, whatever labels are missing."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.command import ENVIRONMENT, ROOT
+from tests.tasks.multitask import RULES, train, write_tables
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tables(tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    """Each rule on one process: 24 images, three steps an epoch."""
+    return {name: train(folder, rule(), 8) for name, rule in RULES.items()}
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "tests.tasks.multitask", str(folder)]
+    environment = {**ENVIRONMENT, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
+    return torch.load(folder / "two.pt", weights_only=True)
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_processes_step_as_one(one, two, rule):
+    assert_same(two[rule], one[rule])
+
+
+@pytest.mark.parametrize("rule", ["equal", "famo", "pcgrad"])
+def test_two_processes_with_accumulated_gradients_step_as_one(one, two, rule):
+    assert_same(two[f"{rule}, accumulated"], one[rule])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_accumulated_gradients_make_the_step_of_the_whole_batch(folder, one, rule):
+    assert_same(train(folder, RULES[rule](), 2, accumulate_grad_batches=4), one[rule])
+
+
+def test_the_rules_do_differ(one):
+    heads = {name: state["model.head.weight"] for name, state in one.items()}
+    for name, head in heads.items():
+        if name != "equal":
+            assert not torch.allclose(head, heads["equal"], rtol=1e-4, atol=2e-6), name
