@@ -44,11 +44,11 @@ class MultitaskMeasures(nn.Module):
         """Adds a batch: logits by task, labels ``(B, tasks)``, and the sums of their losses ``(tasks,)``."""
         labelled = count_labels(labels)
         for i, name in enumerate(self.schema.tasks):
+            scores = logits[name].float()
+            cast("Any", self.confusions[i]).update(decisions(scores, name in self.cumulative), labels[:, i])
+            cast("Any", self.losses[i]).update(sums[i])
             if labelled[i]:
-                scores = logits[name].float()
-                cast("Any", self.confusions[i]).update(decisions(scores, name in self.cumulative), labels[:, i])
                 cast("Any", self.calibrations[i]).update(probabilities(scores, name in self.cumulative), labels[:, i])
-                cast("Any", self.losses[i]).update(sums[i])
 
     def finish(self) -> tuple[dict[str, dict[str, float]], dict[str, Confusion]]:
         """The measures and the confusion matrix of every task that had labels, by its name; starts anew."""

@@ -96,12 +96,9 @@ def _contenders(rows: Sequence[Row], names: Sequence[str], titles: Sequence[str]
         ]
         mean = mean_and_error([100 * score(rows, name, seed) for seed in seeds])
         gain = mean_and_error([100 * (score(rows, name, seed) - score(rows, over, seed)) for seed in seeds])
-        seconds = statistics.fmean(
-            row["metrics"]["fit_seconds"] for row in _group(rows, "trained") if row["contender"] == name
-        )
         shown = _percent(gain, True) if name != over else ""
-        cells.append([title, *by_task, _percent(mean), shown, f"{seconds:.0f}"])
-    return markdown(["weighted F1, %", *TASKS, "mean", f"over {over.lower()}, points", "training, s"], cells)
+        cells.append([title, *by_task, _percent(mean), shown])
+    return markdown(["weighted F1, %", *TASKS, "mean", f"over {over.lower()}, points"], cells)
 
 
 def _rules(rows: Sequence[Row]) -> list[str]:
@@ -136,8 +133,8 @@ def _partial(rows: Sequence[Row]) -> str:
     return _contenders(rows, ["hidden", "dropped"], titles, "dropped")
 
 
-def _headline(rows: Sequence[Row]) -> str:
-    """The README's few figures."""
+def cost_shares(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Column headers, and for each network what one costs as a share of what four cost."""
     counts = {(row["network"], row["form"]): row["metrics"] for row in _group(rows, "counts")}
     times = {(row["network"], row["what"]): row["metrics"] for row in _group(rows, "times") if row["form"] == "one"}
     cells = []
@@ -148,14 +145,14 @@ def _headline(rows: Sequence[Row]) -> str:
         shares += [f"{times[network, what]['of_four']:.2f}" for what in ("latency", "step")]
         cells.append([_title(network), *shares])
     columns = ["one network, of four's", "parameters", "MACs", "activations kept in training", "time for one image"]
-    return markdown([*columns, "time of a training step"], cells)
+    return [*columns, "time of a training step"], cells
 
 
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
     """The tables that pages may show, by name, from a result as the JSON file has it; empty where rows are missing."""
     rows = result["rows"]
     return {
-        "headline": _headline(rows),
+        "headline": markdown(*cost_shares(rows)),
         "costs": _costs(rows),
         "together": _together(rows),
         "weightings": _weightings(rows),

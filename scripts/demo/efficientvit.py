@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import shutil
@@ -13,29 +12,16 @@ from typing import Any
 from datamodules.builtin import resolve_root
 from datamodules.builtin.photographs import CELL, PART, photographs, test_cells
 from datamodules.listing import find_images
-from scripts.demo.steps import Steps
+from scripts.demo.steps import Steps, column, newest_run, shown
 from scripts.report import Code, Curves, Figures, Picture, Section, Table, Text
 from scripts.systems import CONFIGS
-from vision.errors import InputError
 
 TASKS = {"photographs": "demo", "digits": "demo_digits"}  # built-in data, and the configuration over it
 SHOWN = 20  # pictures that the trained networks are tried on
 
 
-def _newest_run(folder: Path) -> Path:
-    runs = sorted(folder.glob("version_*"), key=lambda run: int(run.name.removeprefix("version_")))
-    if not runs:
-        raise InputError(f"demo: no run in {folder}")
-    return runs[-1]
-
-
-def _column(metrics: Path, x: str, y: str) -> list[tuple[float, float]]:
-    with metrics.open(newline="", encoding="utf-8") as stream:
-        return [(float(row[x]), float(row[y])) for row in csv.DictReader(stream) if row.get(x) and row.get(y)]
-
-
 def _last(metrics: Path, name: str) -> float:
-    return _column(metrics, "epoch", name)[-1][1]
+    return column(metrics, "epoch", name)[-1][1]
 
 
 def _pictures(folder: Path, data: str) -> Path:
@@ -56,14 +42,14 @@ def train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
         The folders ``run``, ``test`` and ``infer``; ``figures``, the measures on the test images; ``exported``, what
         the export says of its files.
     """
-    file = str(_shown(CONFIGS / "efficientvit" / f"{config}.yaml"))
+    file = str(shown(CONFIGS / "efficientvit" / f"{config}.yaml"))
     out = steps.folder / data
     name = Path("efficientvit") / config
     common = ["--config", file, "--trainer.default_root_dir", str(runs)]
     fit = ["fit", *common]
     kept = runs / name
     seconds = steps.run(fit, produces=kept)
-    run = _newest_run(kept)
+    run = newest_run(kept)
     best = run / "checkpoints" / "best.ckpt"
     tested = out / "test"
     steps.run(
@@ -83,7 +69,7 @@ def train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
         ["export", "efficientvit", "--checkpoint", str(best), "--out", str(exported), *images],
         produces=exported / "export.json",
     )
-    test = _newest_run(tested / name)
+    test = newest_run(tested / name)
     names = ("test_top1", "test_f1_macro", "test_calibration_error")
     return {
         "run": run,
@@ -154,13 +140,6 @@ def _beside_others(steps: Steps, measured: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _shown(path: Path) -> Path:
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path
-
-
 def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
     """Trains, tests and tries EfficientViT-M0 on the built-in images.
 
@@ -208,7 +187,7 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
                 ]
                 for data, f in figures.items()
             ],
-            note="Calibration error: expected, 15 bins. Training: wall time of the whole command, one seed.",
+            note="Calibration error: expected, 15 bins. Training: wall time of the command, one seed.",
         ),
     ]
     for data, task in done.items():
@@ -220,7 +199,7 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
                 else f"{data.capitalize()}: accuracy on validation images",
                 "epoch",
                 "top-1",
-                {"validation": [(x + 1, y) for x, y in _column(metrics, "epoch", "val_top1")]},
+                {"validation": [(x + 1, y) for x, y in column(metrics, "epoch", "val_top1")]},
                 y_range=(0.0, 1.0),
                 percent=True,
             ),
@@ -229,8 +208,8 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
                 "epoch",
                 "cross entropy",
                 {
-                    "training": [(x + 1, y) for x, y in _column(metrics, "epoch", "train_loss_epoch")],
-                    "validation": [(x + 1, y) for x, y in _column(metrics, "epoch", "val_loss")],
+                    "training": [(x + 1, y) for x, y in column(metrics, "epoch", "train_loss_epoch")],
+                    "validation": [(x + 1, y) for x, y in column(metrics, "epoch", "val_loss")],
                 },
             ),
             Picture(

@@ -1,15 +1,19 @@
-"""Commands that are not run again when they have already been run."""
+"""Commands that are not run again when they have already been run, and what they leave."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import shlex
-import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
+import torch
+
+from scripts.cli import main
 from vision import __version__
 from vision.errors import InputError
 
@@ -32,7 +36,7 @@ class Steps:
             self._done = {}
 
     def run(self, arguments: list[str], produces: Path | None = None) -> float:
-        """Runs ``vision ARGUMENTS`` unless it is done.
+        """Runs ``vision ARGUMENTS`` in this process, which has its imports behind it, unless it is done.
 
         Args:
             arguments: of the command.
@@ -52,7 +56,7 @@ class Steps:
             return self._done[key]["seconds"]
         print(f"$ {shown}", flush=True)
         start = time.perf_counter()
-        status = subprocess.run([sys.executable, "-m", "scripts.cli", *arguments], check=False).returncode  # noqa: S603
+        status = _vision(arguments)
         if status:
             raise InputError(f"demo: '{shown}' ended with status {status}")
         seconds = time.perf_counter() - start
@@ -65,3 +69,41 @@ class Steps:
         content = [__version__, *arguments]
         content += [Path(a).read_text(encoding="utf-8") for a in arguments if a.endswith(".yaml") and Path(a).is_file()]
         return hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
+
+
+def _vision(arguments: list[str]) -> int:
+    argv, threads = sys.argv[:], torch.get_num_threads()
+    try:
+        return main(arguments)
+    except Exception:  # noqa: BLE001 (the other systems' demos go on)
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.argv[:] = argv
+        torch.set_num_threads(threads)  # a training shares the cores out anew
+
+
+def newest_run(folder: Path) -> Path:
+    """The last ``version_N`` of a configuration's runs.
+
+    Raises:
+        InputError: there is none.
+    """
+    runs = sorted(folder.glob("version_*"), key=lambda run: int(run.name.removeprefix("version_")))
+    if not runs:
+        raise InputError(f"demo: no run in {folder}")
+    return runs[-1]
+
+
+def column(metrics: Path, x: str, y: str) -> list[tuple[float, float]]:
+    """The points (x, y) of a run's ``metrics.csv`` where both were logged."""
+    with metrics.open(newline="", encoding="utf-8") as stream:
+        return [(float(row[x]), float(row[y])) for row in csv.DictReader(stream) if row.get(x) and row.get(y)]
+
+
+def shown(path: Path) -> Path:
+    """A path as a user in the present folder would write it."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

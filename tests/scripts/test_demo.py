@@ -36,6 +36,16 @@ def test_it_learns_what_it_claims(demo):
 
 
 @pytest.mark.timeout(900)
+def test_every_task_beats_its_most_frequent_class(demo):
+    folder, _ = demo
+    tasks = json.loads((folder / "results.json").read_text())["systems"]["medic"]["tasks"]
+    assert len(tasks) == 4
+    for task, of in tasks.items():
+        assert of["f1_weighted"] >= of["majority_f1_weighted"] + 0.2, task
+        assert of["f1_macro"] >= 0.8, task
+
+
+@pytest.mark.timeout(900)
 def test_exported_networks_decide_as_the_trained_ones(demo):
     folder, _ = demo
     for data in ("photographs", "digits"):
@@ -65,6 +75,7 @@ def test_the_report_opens(demo):
     assert 'data-all="0"' not in page
     assert "Beside other small networks" in page
     assert "vision fit --config configs/efficientvit/demo.yaml" in page
+    assert "Which pictures a person should look at first" in page
 
 
 @pytest.mark.timeout(900)
@@ -72,5 +83,5 @@ def test_what_is_done_is_not_done_again(demo):
     folder, first = demo
     assert "done before" not in first
     second = _run(folder)
-    assert second.count("done before: vision fit") == 2
+    assert second.count("done before: vision fit") == 3
     assert "\n$ " not in second
