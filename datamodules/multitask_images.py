@@ -91,6 +91,8 @@ class MultitaskImages(Images):
         balance: tasks whose rare classes are drawn more often: training images are drawn with replacement, in
             proportion to the mean over these tasks of 1 / (images of its class). An image without a label counts
             with the task's mean.
+        unlikely: labels that hardly go together, each as ``{task: class, task: class}``; the images that have them are
+            counted in a warning, and kept.
         deduplicate: leave out images with the same content: of several in a split the first is kept, training images
             that are in validation or test are left out, and validation images that are in test. All are listed in
             ``duplicates.csv`` in the run's folder.
@@ -112,6 +114,7 @@ class MultitaskImages(Images):
         test: str | dict[str, str] = TEST,
         integer_labels: dict[str, list[str]] | None = None,
         balance: list[str] | None = None,
+        unlikely: list[dict[str, str]] | None = None,
         deduplicate: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -122,8 +125,19 @@ class MultitaskImages(Images):
         for task in self.balance:
             if task not in self.schema.tasks:
                 raise InputError(f"balance: no task '{task}'{did_you_mean(task, self.schema.tasks)}")
+        self.unlikely = [self._indices(labels) for labels in unlikely or []]
         self.train, self.val, self.test = train, val, test
         self.deduplicate = deduplicate
+
+    def _indices(self, labels: Mapping[str, str]) -> dict[str, int]:
+        """Labels by name as class indices by task."""
+        found = {}
+        for task, name in labels.items():
+            classes = self.schema.subset([task]).tasks[task].classes
+            if name not in classes:
+                raise InputError(f"unlikely: {task} has no class '{name}'{did_you_mean(name, classes)}")
+            found[task] = classes.index(name)
+        return found
 
     @property
     def class_counts(self) -> dict[str, list[int]]:
@@ -170,6 +184,14 @@ class MultitaskImages(Images):
             if split == "train":
                 raise InputError(f"{message} ({table.origins[0].file})")
             warnings.warn(message, stacklevel=2)
+        for combination in self.unlikely:
+            columns = [self.schema.names.index(task) for task in combination]
+            number = int((table.labels()[:, columns] == list(combination.values())).all(axis=1).sum())
+            if number:
+                words = " and ".join(
+                    f"{task} '{self.schema.tasks[task].classes[index]}'" for task, index in combination.items()
+                )
+                warnings.warn(f"data.{split}: {number} images are labelled {words}", stacklevel=2)
 
     def collate(self, split: str) -> MultitaskCollate:
         """Batches with the labels of all tasks."""

@@ -143,6 +143,16 @@ def test_a_task_without_validation_labels_is_warned_of(root):
         _ready(root)
 
 
+def test_labels_that_hardly_go_together_are_counted_and_kept(root):
+    combination = {"damage": "severe", "kind": "flood"}
+    number = sum((row[2], row[3]) == ("severe", "flood") for row in ROWS[:16])
+    with pytest.warns(UserWarning, match=f"train: {number} images are labelled damage 'severe' and kind 'flood'"):
+        data = _ready(root, unlikely=[combination])
+    assert len(data.splits["train"]) == 16
+    with pytest.raises(InputError, match=r"unlikely: kind has no class 'floods' \(did you mean 'flood'\?\)"):
+        _ready(root, unlikely=[{"kind": "floods"}])
+
+
 def test_tables_of_single_tasks_are_joined_on_the_path(root):
     header = ("source", "image_id", "image_path", "class_label")
     write_table(root / "damage.tsv", header, [("s", "1", PICTURES[0], "mild"), ("s", "2", PICTURES[1], "severe")])

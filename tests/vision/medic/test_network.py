@@ -63,7 +63,8 @@ def test_official_layout_loads_and_saves(backbone, arch, tmp_path):
 
 
 def test_official_vgg_has_linear_layers_where_timm_has_convolutions():
-    network, content = _official("vgg11_bn")
+    network = torchvision.models.vgg11_bn(weights=None, num_classes=16, init_weights=False).eval()
+    content = {"state_dict": network.state_dict()}
     ours = load_official(content, "vgg11_bn")
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
