@@ -40,10 +40,10 @@ LIGHT = {
 }
 STRENGTH = (0.2, 0.4)
 # The covered shares leave a gap between one level and the next, so that an eye can tell them apart.
-SHARES = {"little": (0.075, 0.11), "some": (0.16, 0.28), "much": (0.34, 0.6)}
+SHARES = {"little": (0.09, 0.12), "some": (0.18, 0.26), "much": (0.38, 0.6)}
 EMPTY = 0.25  # share of the pictures without shapes; their level is little
 LEVELS = {"little": 0.2, "some": 0.3, "much": 0.25}  # of the pictures with shapes
-LEAST_AREA = 300  # pixels of a shape: a disc of 20 across
+LEAST_AREA = 360  # pixels of a shape: a disc of 21 across
 MOST_RADIUS = 34
 MOST_SHAPES = 4
 OVERLAP = 0.2  # share of a shape that the next ones may hide

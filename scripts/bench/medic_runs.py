@@ -24,7 +24,7 @@ from scripts.systems import CONFIGS
 
 CONFIG = CONFIGS / "medic" / "demo.yaml"
 SEEDS = (0, 1, 2)
-EPOCHS = 16
+EPOCHS, LONG = 10, 20  # the demo's, and where one network is compared with four
 BATCH = 32  # the configuration's
 
 
@@ -87,12 +87,12 @@ def results(runs: Sequence[Run], folder: Path) -> Iterator[tuple[Run, dict[str, 
             sys.stdout.flush()
 
 
-def length(rows: int = 2400) -> tuple[str, ...]:
-    """Flags for a training of so many rows that takes as many steps, and measures as often, as the others."""
+def length(epochs: int, rows: int = 2400) -> tuple[str, ...]:
+    """Flags for a training of so many rows that takes as many steps, and measures as often, as epochs of all rows."""
     per_epoch = rows // BATCH
     times = max(1, round(2400 // BATCH / per_epoch))
     return (
-        *("--trainer.max_epochs", str(EPOCHS * times), "--trainer.check_val_every_n_epoch", str(times)),
+        *("--trainer.max_epochs", str(epochs * times), "--trainer.check_val_every_n_epoch", str(times)),
         *("--model.lr_scheduler.warmup_epochs", str(times)),
     )
 

@@ -73,10 +73,10 @@ def _together(rows: Sequence[Row]) -> str:
         return ""
     cells = []
     for task in TASKS:
-        one = [100 * score(rows, "Equal", seed, [task]) for seed in seeds]
+        one = [100 * score(rows, "together", seed, [task]) for seed in seeds]
         own = [100 * score(rows, f"only_{task}", seed, [task]) for seed in seeds]
         (majority, *_) = [
-            100 * row["metrics"][f"{task}_majority_f1_weighted"] for row in rows if row.get("contender") == "Equal"
+            100 * row["metrics"][f"{task}_majority_f1_weighted"] for row in rows if row.get("contender") == "together"
         ]
         gains = [a - b for a, b in zip(one, own, strict=True)]
         spreads = [_percent(mean_and_error(one)), _percent(mean_and_error(own)), _percent(mean_and_error(gains), True)]
@@ -102,7 +102,7 @@ def _contenders(rows: Sequence[Row], names: Sequence[str], titles: Sequence[str]
 
 
 def _rules(rows: Sequence[Row]) -> list[str]:
-    others = {"hidden", "dropped", *(f"only_{task}" for task in TASKS)}
+    others = {"together", "hidden", "dropped", *(f"only_{task}" for task in TASKS)}
     found = {row["contender"] for row in _group(rows, "trained")} - others
     return sorted(found, key=lambda name: -statistics.fmean(score(rows, name, seed) for seed in _seeds(rows)))
 

@@ -213,7 +213,7 @@ def test_reading_names_a_weighting_only_where_it_is_clearly_better():
         return {"name": "", "group": "trained", "contender": contender, "seed": seed, "metrics": metrics}
 
     rows = [row(f"only_{task}", seed, 0.9) for task in SCENES for seed in range(3)]
-    rows += [row(name, seed, 0.9) for name in ("Equal", "hidden", "dropped") for seed in range(3)]
+    rows += [row(name, seed, 0.9) for name in ("Equal", "together", "hidden", "dropped") for seed in range(3)]
     rows += [row("PCGrad", seed, 0.9 + gain) for seed, gain in enumerate((0.02, 0.021, 0.019))]
     rows += [row("DWA", seed, 0.9 + gain) for seed, gain in enumerate((0.05, -0.04, 0.01))]
     rest = {key: COMMITTED[key] for key in ("environment", "setting", "left_out", "claims")}

@@ -14,7 +14,7 @@ from tasks import MultitaskClassifier
 from tests.tasks.multitask import BACKBONE, RULES, TASKS, data, trainer, write_tables
 from vision.errors import InputError
 from vision.medic.losses import class_balanced_weights, log_priors
-from vision.medic.weighting import FAMO
+from vision.medic.weighting import FAMO, EqualWeights
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,25 @@ def test_steps_without_any_label_change_nothing(folder, tmp_path, rule):
     assert all(torch.equal(value, blank.weights[name]) for name, value in module.named_parameters())
     moments = [state["exp_avg"] for state in runner.optimizers[0].state.values()]
     assert all(torch.equal(now, then) for now, then in zip(moments, blank.moments, strict=True))
+
+
+class EqualByGradients(EqualWeights):
+    """The sum of the losses, by way of the tasks' gradients."""
+
+    needs = "gradients"
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_gradients_put_together_are_those_of_the_sum(folder, tmp_path, clip):
+    """With what the configurations have: a convolutional network in the channels-last layout, and a fused optimizer."""
+    found = []
+    for rule in (EqualWeights(), EqualByGradients()):
+        fused = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.05, fused=True)}
+        options = {"max_steps": 3, "gradient_clip_val": clip}
+        module, _ = fit(folder, tmp_path, trainer_options=options, weighting=rule, **fused)
+        found.append(module.model.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_network_for_one_of_the_tasks(folder, tmp_path):

@@ -194,7 +194,8 @@ class TaskGradients:
     def write(self, weights: Tensor) -> None:
         """Makes the weighted sum ``(tasks,)`` the gradient of the shared parameters, and starts anew."""
         for parameter, kept in zip(self.shared, self._shared, strict=True):
-            parameter.grad = (weights.to(kept) @ kept).view_as(parameter)
+            # Laid out as the parameter is: fused optimizers go through both in the order of their memory.
+            parameter.grad = torch.empty_like(parameter).copy_((weights.to(kept) @ kept).view(parameter.shape))
             kept.zero_()
         for parameter, kept in zip(self.own, self._own, strict=True):
             parameter.grad = kept.clone()
