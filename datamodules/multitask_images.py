@@ -184,6 +184,8 @@ class MultitaskImages(Images):
             if split == "train":
                 raise InputError(f"{message} ({table.origins[0].file})")
             warnings.warn(message, stacklevel=2)
+        if not labelled.any():
+            raise InputError(f"data.{split}: no image has any label ({table.origins[0].file})")
         for combination in self.unlikely:
             columns = [self.schema.names.index(task) for task in combination]
             number = int((table.labels()[:, columns] == list(combination.values())).all(axis=1).sum())

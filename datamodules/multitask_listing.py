@@ -18,7 +18,7 @@ from vision.labels import MISSING, LabelSchema
 PATH = "image_path"
 LABEL = "class_label"  # the label's column where every task has a table of its own
 
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 

@@ -9,12 +9,15 @@ import re
 import pytorch_lightning as pl
 
 from vision.errors import did_you_mean
+from vision.medic.weighting import Weighting
+
+WINGS = ("vision", "datamodules", "tasks")
 
 
 def _subclasses(base: type) -> list[str]:
     """Short names of the house's own classes of a kind."""
     children: list[type] = base.__subclasses__()
-    own = [child for child in children if child.__module__.split(".")[0] in ("tasks", "datamodules")]
+    own = [child for child in children if child.__module__.split(".")[0] in WINGS]
     found = [child.__name__ for child in own if not inspect.isabstract(child)]
     return found + [name for child in children for name in _subclasses(child)]
 
@@ -71,7 +74,8 @@ def explain(message: str) -> str:
     if match := re.search(r"Parser key \"(\w+)\".*Not a valid subclass of (\w+)", text):
         return f"{match[1]}: expected class_path and init_args of a {match[2]}"
     if match := re.search(r"Expected a dot import path string: (\S+)", text):
-        names = [*_subclasses(pl.LightningModule), *_subclasses(pl.LightningDataModule)]
+        bases = [Weighting] if "weighting" in text else [pl.LightningModule, pl.LightningDataModule]
+        names = [name for base in bases for name in _subclasses(base)]
         close = did_you_mean(match[1], names)
         if "." in match[1]:
             return f"no class '{match[1]}'{close}"

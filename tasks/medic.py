@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
@@ -252,30 +252,32 @@ class MultitaskClassifier(pl.LightningModule):
             self._window.append((image, labels))
         if self._gradients is not None:
             self._gradients.add(means(sums, window), counts > 0)
-            # Nothing is left to do for the backward pass; DDP wants to see every parameter in it.
-            return torch.stack(
-                [0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
-            ).sum()
+            return self._nothing(self.parameters())  # is left to do for the backward pass
         # Lightning divides by the batches of a step, and DDP's mean by the processes.
         parts = self.trainer.accumulate_grad_batches
         values, present = means(seen_sums, window) * parts, window > 0
         weights = self.weighting.weights(values, present)
         scaled = means(sums, window) * parts * self.trainer.world_size
-        return (weights * scaled).sum() + self.weighting.own_loss(values, present)
+        return (weights * scaled).sum() + self._nothing(self.weighting.parameters())
+
+    @staticmethod
+    def _nothing(parameters: Iterable[nn.Parameter]) -> Tensor:
+        """A zero that depends on the parameters, all of which DDP wants to see in a backward pass."""
+        return sum((0.0 * parameter.sum() for parameter in parameters if parameter.requires_grad), torch.zeros(()))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Puts the tasks' gradients together, where they were taken one by one."""
+        """Puts the tasks' gradients together, where they were taken one by one, and gives the weighting its own."""
         present = self._window_counts > 0
+        values, gram = means(self._window_sums, self._window_counts), None
         if self._gradients is not None:
-            values = means(self._window_sums, self._window_counts)
             self._gradients.reduce(self._total)
             gram = self._gradients.gram()
             self._gradients.write(self.weighting.weights(values, present, gram))
-            own = list(self.weighting.parameters())
-            if own:
-                found = torch.autograd.grad(self.weighting.own_loss(values, present, gram), own)
-                for parameter, gradient in zip(own, found, strict=True):
-                    parameter.grad = gradient
+        own = list(self.weighting.parameters())
+        if own:
+            found = torch.autograd.grad(self.weighting.own_loss(values, present, gram), own)
+            for parameter, gradient in zip(own, found, strict=True):
+                parameter.grad = gradient
         if not bool(present.any()):
             for parameter in self.parameters():
                 parameter.grad = None  # so that optimizers leave the parameter, and its moments, alone
@@ -380,9 +382,10 @@ class MultitaskClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the record, so that ``vision infer`` needs the file alone."""
         checkpoint[RECORD] = self.record.as_dict()
+        checkpoint["weighting"] = type(self.weighting).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that the checkpoint's tasks and classes are the data's.
+        """Checks that the checkpoint's network is this one, its tasks and classes the data's.
 
         Raises:
             InputError: they are not, or the checkpoint is none of this task.
@@ -395,8 +398,27 @@ class MultitaskClassifier(pl.LightningModule):
         if not self.built:
             self.preprocessing = record.preprocessing
             self._build(record.schema)
+        for what, known, given in (
+            ("backbone", record.backbone, self.backbone),
+            ("ordinal", record.ordinal, self.ordinal),
+        ):
+            if known != given:
+                raise InputError(f"the checkpoint has model.{what} {known}, the configuration {given}")
         if record.schema != self.schema:
             raise InputError(
                 f"the checkpoint answers {', '.join(record.schema.names)}, the network {', '.join(self.schema.names)} "
                 "(or their classes differ)"
             )
+        self._take_weighting(checkpoint)
+
+    def _take_weighting(self, checkpoint: dict[str, Any]) -> None:
+        """What a weighting has learned is taken where a training goes on, which needs the same one."""
+        rule, own = checkpoint["weighting"], type(self.weighting).__name__
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            if rule != own:
+                raise InputError(f"the checkpoint was trained with model.weighting {rule}, the configuration has {own}")
+            return
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("weighting.")]:
+            del state[key]
+        state.update({f"weighting.{key}": value for key, value in self.weighting.state_dict().items()})

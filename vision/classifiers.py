@@ -244,6 +244,8 @@ def _load(checkpoint: str | Path, backbone: str | None) -> tuple[nn.Module, Clas
         )
         load_strict(model, state, str(checkpoint))
         return model, record
+    if backbone is None and "multitask" in content:
+        raise InputError(f"{checkpoint}: a network for several tasks; 'vision infer medic' uses it")
     if backbone is None:
         raise InputError(f"{checkpoint}: does not say which network it belongs to; name it with --backbone")
     if backbone in OWN:

@@ -13,6 +13,9 @@ MISSING = -1
 """The index of a label that is not given."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# What columns, measures and outputs are called beside the tasks; and how columns of a task end.
+_TAKEN = {"image_path", "images", "mean", "path", "review_rank", "status"}
+_ENDINGS = ("_entropy", "_probability")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class LabelSchema:
 def _task(name: str, entry: Any) -> TaskLabels:
     if not _NAME.fullmatch(name):
         raise InputError(f"tasks: '{name}' is no name for a task (a letter, then letters, digits and underscores)")
+    if name in _TAKEN or name.endswith(_ENDINGS):
+        raise InputError(f"tasks: '{name}' cannot be a task's name: results have a column or measure of that name")
     options = dict(entry) if isinstance(entry, Mapping) else {"classes": entry}
     classes, ordinal = options.pop("classes", None), options.pop("ordinal", False)
     if options:
@@ -86,7 +91,7 @@ def _task(name: str, entry: Any) -> TaskLabels:
         raise InputError(f"tasks: {name} needs a list of at least two classes, found {classes!r}")
     if not isinstance(ordinal, bool):
         raise InputError(f"tasks: {name}.ordinal is true or false, found {ordinal!r}")
-    if wrong := [entry for entry in classes if not isinstance(entry, str) or not entry.strip()]:
+    if wrong := [entry for entry in classes if not isinstance(entry, str) or not entry or entry != entry.strip()]:
         raise InputError(f"tasks: {name}: a class is a text (in quotes, if need be), found {wrong[0]!r}")
     if repeated := {entry for entry in classes if list(classes).count(entry) > 1}:
         raise InputError(f"tasks: {name}: the class '{min(repeated)}' is there more than once")

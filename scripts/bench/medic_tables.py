@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
 
 from datamodules.builtin.scenes import TASKS
 from scripts.bench.results import claims_table, markdown, setting_line
@@ -15,6 +16,7 @@ from vision.measure import Spread
 from vision.pictures import ACCENT, INK, MUTED, Picture, render
 
 Row = Mapping[str, Any]
+CHANCE = 0.05
 _TITLES = {"timm:test_resnet": "timm's test_resnet (the demo's), 64 px"}
 
 
@@ -113,19 +115,21 @@ def _weightings(rows: Sequence[Row]) -> str:
 
 
 def _reading(rows: Sequence[Row]) -> str:
-    """Whether any weighting is better than equal weights, from the rows themselves."""
+    """Whether any weighting is better than equal weights beyond chance, from the rows themselves."""
     seeds = _seeds(rows)
     if not seeds:
         return ""
+    others = [name for name in _rules(rows) if name != "Equal"]
+    equal = [score(rows, "Equal", seed) for seed in seeds]
     better = []
-    for name in _rules(rows):
-        gain = mean_and_error([100 * (score(rows, name, seed) - score(rows, "Equal", seed)) for seed in seeds])
-        if name != "Equal" and gain.median > 2 * (gain.high - gain.median):
-            better.append(f"{name} ({gain.median:+.1f})")
-    many = f"over {len(seeds)} seeds"
+    for name in others:
+        found = ttest_rel([score(rows, name, seed) for seed in seeds], equal, alternative="greater")
+        if found.pvalue < CHANCE / len(others):
+            better.append(name)
+    test = f"paired t-tests over {len(seeds)} seeds, {CHANCE:.0%} for the {len(others)} weightings together"
     if better:
-        return f"Better than equal weights by more than twice the standard error {many}: {', '.join(better)}."
-    return f"No weighting is better than equal weights by more than twice the standard error {many}."
+        return f"Better than equal weights beyond chance ({test}): {', '.join(better)}."
+    return f"No weighting is better than equal weights beyond chance ({test})."
 
 
 def _partial(rows: Sequence[Row]) -> str:

@@ -32,7 +32,7 @@ class OnnxMultitask(OnnxNetwork):
         super().__init__(file, device, threads)
         try:
             self.record = MultitaskRecord.from_dict(json.loads(self.metadata[RECORD]))
-        except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        except (LookupError, RecursionError, json.JSONDecodeError) as error:
             raise InputError(
                 f"{file}: not a network of 'vision export medic' (its metadata lacks the tasks)"
             ) from error

@@ -93,7 +93,7 @@ def one_of_two(folder: str) -> None:
     found = {}
     for name, rule in RULES.items():
         found[name] = train(Path(folder), rule(), 4, devices=2, strategy="ddp")
-        if name in ("equal", "famo", "pcgrad"):
+        if name in ("uncertainty", "famo", "pcgrad"):
             found[f"{name}, accumulated"] = train(
                 Path(folder), rule(), 2, devices=2, strategy="ddp", accumulate_grad_batches=2
             )

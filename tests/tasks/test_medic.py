@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import CSVLogger
 from tasks import MultitaskClassifier
 from tests.tasks.multitask import BACKBONE, RULES, TASKS, data, trainer, write_tables
 from vision.errors import InputError
+from vision.medic.gradients import PCGrad
 from vision.medic.losses import class_balanced_weights, log_priors
 from vision.medic.weighting import FAMO, EqualWeights
 
@@ -135,6 +136,26 @@ def test_bf16_with_gradient_rules_and_accumulation(folder, tmp_path):
         options = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
         module, _ = fit(folder, tmp_path, trainer_options=options, weighting=RULES[rule]())
         assert all(torch.isfinite(value).all() for value in module.parameters())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_other_precisions(folder, tmp_path, precision):
+    for rule in ("gradnorm", "uncertainty"):
+        options = {"precision": precision, "max_epochs": 2, "limit_val_batches": 0}
+        module, _ = fit(folder, tmp_path, trainer_options=options, weighting=RULES[rule]())
+        assert all(torch.isfinite(value).all() for value in module.parameters())
+
+
+def test_a_frozen_part_of_the_backbone_stays_as_it_is(folder, tmp_path):
+    class Freeze(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            first = next(pl_module.model.trunk.parameters())
+            first.requires_grad_(False)
+            self.frozen, self.before = first, first.detach().clone()
+
+    callback = Freeze()
+    fit(folder, tmp_path, trainer_options={"callbacks": [callback], "limit_val_batches": 0}, weighting=PCGrad())
+    assert torch.equal(callback.frozen, callback.before)
 
 
 def test_a_task_reads_its_own_checkpoint_alone(folder, tmp_path):

@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from vision.checkpoints import as_state_dict, check_keys, load_strict, read_checkpoint
+from vision.classifiers import RECORD as CLASSIFIER
 from vision.classifiers import weights_of
 from vision.errors import InputError, did_you_mean
 from vision.labels import LabelSchema
@@ -75,9 +76,17 @@ class MultitaskRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultitaskRecord:
-        """The inverse of :meth:`as_dict`."""
-        schema, preprocessing = LabelSchema.parse(values["schema"]), Preprocessing.from_dict(values["preprocessing"])
-        return cls(**{**values, "schema": schema, "preprocessing": preprocessing})
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            InputError: something is missing, unknown or unusable.
+        """
+        try:
+            schema = LabelSchema.parse(values["schema"])
+            preprocessing = Preprocessing.from_dict(values["preprocessing"])
+            return cls(**{**values, "schema": schema, "preprocessing": preprocessing})
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"what it says of its tasks is unusable ({error!r})") from error
 
 
 def load_network(checkpoint: str | Path, backbone: str | None = None) -> tuple[MultitaskNetwork, MultitaskRecord]:
@@ -92,11 +101,18 @@ def load_network(checkpoint: str | Path, backbone: str | None = None) -> tuple[M
     """
     content = read_checkpoint(checkpoint)
     if not isinstance(content.get(RECORD), Mapping):
+        if CLASSIFIER in content:
+            raise InputError(f"{checkpoint}: a classifier of one task; 'vision infer efficientvit' uses it")
         if backbone is None:
             raise InputError(f"{checkpoint}: does not say which network it belongs to; name it with --backbone")
         network = load_official(checkpoint, backbone)
         return network, MultitaskRecord(backbone, network.schema, OFFICIAL_PREPROCESSING)
-    record = MultitaskRecord.from_dict(content[RECORD])
+    try:
+        record = MultitaskRecord.from_dict(content[RECORD])
+    except InputError as error:
+        raise InputError(f"{checkpoint}: {error}") from error
+    if backbone not in (None, record.backbone):
+        raise InputError(f"{checkpoint}: is of '{record.backbone}', not of '{backbone}'; leave out --backbone")
     network = MultitaskNetwork(record.backbone, record.schema, record.preprocessing.size, ordinal=record.ordinal)
     load_strict(network, weights_of(content, str(checkpoint)), str(checkpoint))
     return network.eval(), record

@@ -1,7 +1,8 @@
 """Rules that look at the tasks' gradients on the shared parameters, and what keeps those gradients for them.
 
 Each rule ends in a weighted sum of the gradients, and the weights depend on the gradients by their products alone. So a
-rule is given the T x T matrix of products (the Gram matrix) and gives weights.
+rule is given the T x T matrix of products (the Gram matrix) and gives weights. They are for the shared parameters: the
+heads get the plain gradients of their own tasks, as in LibMTL.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class GradNorm(Weighting):
 class PCGrad(Weighting):
     """Takes from each gradient its part against another task's, in random order (arXiv 2001.06782).
 
-    For each task i and every other j: where ``g_i . g_j < 0``, ``g_i -= (g_i . g_j / |g_j|^2) g_j`` with the original
-    ``g_j``; then the sum.
+    For each task i and every j (LibMTL does not except i itself): where ``g_i . g_j < 0``,
+    ``g_i -= (g_i . g_j / |g_j|^2) g_j`` with the original ``g_j``; then the sum.
 
     Args:
         seed: of the orders, which are the same on all processes.
@@ -93,7 +94,7 @@ class PCGrad(Weighting):
     def weights(self, losses: Tensor, present: Tensor, gram: Tensor | None = None) -> Tensor:
         """What each original gradient contributes to the sum of the projected ones."""
         assert gram is not None
-        products = gram[present][:, present]
+        products = _scaled(gram[present][:, present])
         generator = self._generator(self.seed)
         parts = torch.eye(len(products), dtype=products.dtype, device=products.device)
         for part in parts:
@@ -125,7 +126,7 @@ class CAGrad(Weighting):
     def weights(self, losses: Tensor, present: Tensor, gram: Tensor | None = None) -> Tensor:
         """Of the mean and of the correction, together."""
         assert gram is not None
-        products = gram[present][:, present].cpu().double().numpy()
+        products = _scaled(gram[present][:, present]).cpu().numpy()
         count = len(products)
         even = np.full(count, 1 / count)
         radius = self.c * np.sqrt(products.mean() + 1e-8)
@@ -138,6 +139,12 @@ class CAGrad(Weighting):
         length = np.sqrt(max(found @ products @ found, 0.0))
         total = (even + radius / (length + 1e-8) * found) / (1 + self.c**2)
         return _spread(torch.from_numpy(total), present, losses)
+
+
+def _scaled(products: Tensor) -> Tensor:
+    """In units of the mean squared length: solvers and small constants take gradients for being of about that size."""
+    products = products.double()
+    return products / products.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _spread(values: Tensor, present: Tensor, like: Tensor) -> Tensor:
@@ -159,8 +166,12 @@ class TaskGradients:
     """
 
     def __init__(self, shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter], tasks: int) -> None:
-        self.shared, self.own = list(shared), list(own)
-        self._shared = [torch.zeros(tasks, parameter.numel(), device=parameter.device) for parameter in self.shared]
+        self.shared, self.own = ([p for p in group if p.requires_grad] for group in (shared, own))
+        # At least single precision: what is added up is small beside its sum.
+        self._shared = [
+            torch.zeros(tasks, p.numel(), device=p.device, dtype=torch.promote_types(p.dtype, torch.float32))
+            for p in self.shared
+        ]
         self._own = [torch.zeros_like(parameter) for parameter in self.own]
 
     def add(self, losses: Tensor, labelled: Tensor) -> None:

@@ -21,8 +21,9 @@ Needs = Literal["nothing", "losses", "gradients"]
 class Weighting(nn.Module):
     """A rule: weights of the tasks at each step. Its state (buffers, parameters) is sized by :meth:`bind`.
 
-    A step follows the gradient of ``sum_t weight_t * loss_t``, where the weights are constants; a rule that learns
-    something of its own gives the loss for that as :meth:`own_loss`. The losses that a rule is given are means over all
+    A step follows the gradient of ``sum_t weight_t * loss_t``, where the weights are constants (of a rule that needs
+    the gradients, on the shared parameters; the heads follow the plain sum). A rule that learns something of its own
+    gives the loss for that as :meth:`own_loss`. The losses that a rule is given are means over all
     labelled images of the step, on all processes, so that all processes come to the same weights.
 
     Attributes:

@@ -161,3 +161,13 @@ def test_unusable_settings():
         CAGrad(1.0)
     with pytest.raises(InputError, match="temperature must be positive, got 0"):
         DWA(0.0)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "cagrad"])
+def test_the_unit_of_the_gradients_does_not_matter(name):
+    """A loss in thousandths has the same conflicts: neither a solver nor a small constant may lose them."""
+    gram = GRADIENTS @ GRADIENTS.T
+    torch.testing.assert_close(
+        bound(name).weights(LOSSES, ALL, gram * 1e-6), bound(name).weights(LOSSES, ALL, gram), rtol=1e-3, atol=1e-5
+    )
+    assert torch.isfinite(bound(name).weights(LOSSES, ALL, gram * 0)).all()
