@@ -132,7 +132,7 @@ class MultitaskClassifier(pl.LightningModule):
                 raise InputError("this model needs a data module with several tasks, such as MultitaskImages")
             schema: LabelSchema = data.schema.subset(self.task_names) if self.task_names else data.schema
             if self.built:
-                self._check_schema(schema, "the network")
+                self._check_schema(schema)
             self.columns = [data.schema.names.index(name) for name in schema.names]
         if self.built:
             return
@@ -191,14 +191,14 @@ class MultitaskClassifier(pl.LightningModule):
         counts: Mapping[str, list[int]] = getattr(self._data(), "class_counts", {})
         return {name: counts[name] for name in self.schema.names if name in counts}
 
-    def _check_schema(self, schema: LabelSchema, what: str) -> None:
+    def _check_schema(self, schema: LabelSchema) -> None:
         if schema == self.schema:
             return
         for name, of in schema.tasks.items():
             if name in self.schema.tasks and self.schema.tasks[name] != of:
-                raise InputError(f"the classes of {name} are other ones for {what} than for the data")
+                raise InputError(f"the classes of {name} are other ones for the network than for the data")
         raise InputError(
-            f"{what} answers {', '.join(self.schema.names)}, the data has {', '.join(schema.names)} "
+            f"the network answers {', '.join(self.schema.names)}, the data has {', '.join(schema.names)} "
             "(model.tasks chooses among them)"
         )
 
