@@ -347,7 +347,7 @@ class ImageClassifier(pl.LightningModule):
             images = self._data().batch_size * trainer.world_size * trainer.accumulate_grad_batches
             for group in optimizer.param_groups:
                 group["lr"] *= images / self.lr_batch
-        return scheduled(optimizer, self.lr_scheduler, self.trainer)
+        return scheduled(optimizer, self.lr_scheduler, self)
 
     # ------------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, batch: ImageBatch, part: str) -> None:

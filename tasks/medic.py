@@ -312,7 +312,7 @@ class MultitaskClassifier(pl.LightningModule):
         learned = list(self.weighting.parameters())
         if learned:
             groups.append({"params": learned, "weight_decay": 0.0})
-        return scheduled(self.optimizer(groups), self.lr_scheduler, self.trainer)
+        return scheduled(self.optimizer(groups), self.lr_scheduler, self)
 
     # ------------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, batch: MultitaskBatch, part: str) -> None:

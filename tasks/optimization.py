@@ -27,9 +27,9 @@ def decay_groups(model: nn.Module, exempt: AbstractSet[str]) -> list[dict[str, A
 
 
 def scheduled(
-    optimizer: Optimizer, lr_scheduler: LRSchedulerCallable | None, trainer: pl.Trainer
+    optimizer: Optimizer, lr_scheduler: LRSchedulerCallable | None, task: pl.LightningModule
 ) -> OptimizerLRScheduler:
-    """What ``configure_optimizers`` returns.
+    """What ``configure_optimizers`` of a task returns.
 
     :class:`~vision.schedule.WarmupCosine` is told the length of the training and changes at every step; others are
     stepped once an epoch.
@@ -43,7 +43,7 @@ def scheduled(
     if isinstance(scheduler, ReduceLROnPlateau):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
     if isinstance(scheduler, WarmupCosine):
-        epochs, steps = trainer.max_epochs or 0, float(trainer.estimated_stepping_batches)
+        epochs, steps = task.trainer.max_epochs or 0, float(task.trainer.estimated_stepping_batches)
         if epochs < 1 or steps == float("inf"):
             raise InputError("WarmupCosine needs to know the length of the training: set trainer.max_epochs")
         scheduler.bind(epochs, steps / epochs)
