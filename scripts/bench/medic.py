@@ -183,10 +183,6 @@ def _accuracy_claims(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     gains = [100 * (score(rows, "hidden", seed) - score(rows, "dropped", seed)) for seed in SEEDS]
     text = "Half of the labels hidden: training on what is left, over dropping rows with a gap, points of F1, at least"
     claims.append(claim("partial_labels", text, mean_and_error(gains), at_least=0.0))
-    for rule in list(RULES)[1:]:
-        gains = [100 * (score(rows, rule, seed) - score(rows, "Equal", seed)) for seed in SEEDS]
-        text = f"{rule} over equal weights, points of weighted F1, at least"
-        claims.append(claim(f"over_equal_{rule.lower()}", text, mean_and_error(gains), at_least=0.0))
     return claims
 
 
