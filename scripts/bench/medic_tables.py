@@ -184,7 +184,7 @@ def _gains(rows: Sequence[Row]) -> Picture:
         axes.plot(gains, [place] * len(gains), color=INK, marker="o", markersize=4, linestyle="")
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("mean weighted F1 less that of equal weights, points (dots: seeds; bar: mean ± standard error)")
+    axes.set_xlabel("points of mean weighted F1 over equal weights (dots: seeds; bar: mean ± s.e.)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0)
     axes.grid(axis="x", color=MUTED, alpha=0.25)
