@@ -28,7 +28,7 @@ lint: setup
 	@$(BIN)/mypy
 	@$(BIN)/python -m scripts.bench.pages --check
 
-# Every system, measured in full (the better part of an hour); then the pages' figures.
+# Every system, measured in full (well over an hour); then the pages' figures.
 bench: setup
 	@$(BIN)/vision bench --out benchmarks
 

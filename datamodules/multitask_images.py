@@ -19,7 +19,7 @@ from datamodules.multitask_listing import Classes, Table, read_table
 from datamodules.sampling import ResumableLoader, TrainSampler
 from vision.batches import MultitaskBatch
 from vision.errors import InputError, did_you_mean
-from vision.labels import MISSING, LabelSchema
+from vision.labels import MISSING, LabelSchema, count_labels
 
 TEST = "test.tsv"
 
@@ -45,8 +45,7 @@ class MultitaskCollate:
         return {
             "image": image,
             "labels": labels,
-            "row": torch.tensor([self.origins[sample.path].line for sample in read], dtype=torch.long),
-            "labelled": (labels != MISSING).sum(dim=0),
+            "labelled": count_labels(labels),
             "path": [sample.path for sample in read],
             "unreadable": [(path, f"{reason}, {self.origins[path]}") for path, reason in unreadable],
         }

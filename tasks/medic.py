@@ -20,12 +20,12 @@ from tasks.reporting import log_json, log_picture
 from vision.batches import MultitaskBatch
 from vision.classifiers import preprocessing_of
 from vision.errors import InputError
-from vision.labels import LabelSchema
+from vision.labels import LabelSchema, count_labels
 from vision.measure.state import unchanged
 from vision.medic.answers import Answer, answers
 from vision.medic.checkpoint import RECORD, MultitaskRecord
 from vision.medic.gradients import TaskGradients
-from vision.medic.losses import MaskedLosses, class_balanced_weights, count_labels, log_priors, means
+from vision.medic.losses import MaskedLosses, class_balanced_weights, log_priors, means
 from vision.medic.model import MultitaskNetwork
 from vision.medic.weighting import EqualWeights, Weighting
 from vision.pictures import confusion_figure, render

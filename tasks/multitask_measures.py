@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from tasks.reporting import text_table
-from vision.labels import MISSING, LabelSchema
-from vision.medic.losses import count_labels
+from vision.labels import MISSING, LabelSchema, count_labels
 from vision.medic.measures import confusion_measures, majority_confusion, per_class
 from vision.medic.model import decisions, probabilities
 
@@ -122,4 +120,4 @@ def mean_of(measured: Mapping[str, Mapping[str, float]], key: str) -> float:
 
 def most_frequent(counts: Sequence[int]) -> int:
     """The index of the largest count."""
-    return int(torch.tensor(counts).argmax())
+    return int(np.argmax(counts))

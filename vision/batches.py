@@ -34,7 +34,6 @@ class MultitaskBatch(TypedDict):
     Keys:
         image: as in :class:`ImageBatch`.
         labels: int64 ``(B, tasks)`` class indices, columns in the order of the schema, -1 where a label is missing.
-        row: int64 ``(B,)``, the line of the table that each image comes from, the header being line 1.
         labelled: int64 ``(tasks,)``: how many labels of each task this process has over all the batches that make up
             one optimizer step (as many as this batch has, where gradients are not accumulated).
         path: the file of each image, ``B`` strings.
@@ -43,7 +42,6 @@ class MultitaskBatch(TypedDict):
 
     image: Tensor
     labels: Tensor
-    row: Tensor
     labelled: Tensor
     path: list[str]
     unreadable: list[tuple[str, str]]

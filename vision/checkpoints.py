@@ -54,6 +54,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
+# What a training checkpoint says of its network stands under one of these keys; and the system that uses it.
+RECORDS = {"classifier": "efficientvit", "multitask": "medic"}
+
+
+def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> None:
+    """Raises :class:`InputError` where a checkpoint holds another kind of network than ``own``, a key of RECORDS."""
+    for key, system in RECORDS.items():
+        if key != own and key in content:
+            raise InputError(f"{source}: holds another kind of network; 'vision infer {system}' uses it")
+
+
 def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
     """The tensors of a checkpoint: itself, or what it keeps under ``model``, ``state_dict`` or ``model_ema``.
 

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vision.checkpoints import StateDict, as_state_dict, load_strict, read_checkpoint
+from vision.checkpoints import StateDict, as_state_dict, load_strict, read_checkpoint, refuse_other_record
 from vision.errors import InputError, did_you_mean
 from vision.measure.state import unchanged
 from vision.preprocessing import Preprocessing
@@ -244,8 +244,7 @@ def _load(checkpoint: str | Path, backbone: str | None) -> tuple[nn.Module, Clas
         )
         load_strict(model, state, str(checkpoint))
         return model, record
-    if backbone is None and "multitask" in content:
-        raise InputError(f"{checkpoint}: a network for several tasks; 'vision infer medic' uses it")
+    refuse_other_record(content, RECORD, str(checkpoint))
     if backbone is None:
         raise InputError(f"{checkpoint}: does not say which network it belongs to; name it with --backbone")
     if backbone in OWN:

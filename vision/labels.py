@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from vision.errors import InputError, did_you_mean
 
 MISSING = -1
@@ -16,6 +18,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # What columns, measures and outputs are called beside the tasks; and how columns of a task end.
 _TAKEN = {"image_path", "images", "mean", "path", "review_rank", "status"}
 _ENDINGS = ("_entropy", "_probability")
+
+
+def count_labels(labels: Tensor) -> Tensor:
+    """How many labels of ``(B, tasks)`` are there: int64 ``(tasks,)``."""
+    return (labels != MISSING).sum(dim=0)
 
 
 @dataclass(frozen=True)

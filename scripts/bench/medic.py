@@ -12,10 +12,10 @@ from datamodules.builtin.scenes import TASKS as SCENES
 from scripts.bench.medic_runs import EPOCHS, LONG, SEEDS, Run, length, partial_tables, results
 from scripts.bench.medic_tables import mean_and_error, pictures, score, tables
 from scripts.bench.results import Measured, Options, claim, rounded
-from vision.labels import LabelSchema
+from vision.labels import LabelSchema, count_labels
 from vision.measure import Comparison, compare, count_macs, count_parameters, saved_activations
 from vision.medic.checkpoint import OFFICIAL_TASKS
-from vision.medic.losses import MaskedLosses, count_labels, means
+from vision.medic.losses import MaskedLosses, means
 from vision.medic.model import MultitaskNetwork
 
 __all__ = ["measure", "pictures", "tables"]
@@ -70,7 +70,8 @@ def _step(networks: Sequence[MultitaskNetwork], images: Tensor) -> Callable[[], 
         columns = [torch.randint(len(of), (len(images),), generator=generator) for of in network.schema.tasks.values()]
         labels = torch.stack(columns, dim=1)
         labels[torch.rand(labels.shape, generator=generator) < 0.3] = -1
-        trained.append((network, MaskedLosses(network.schema), labels, torch.optim.AdamW(network.parameters())))
+        optimizer = torch.optim.AdamW(network.parameters())
+        trained.append((network, MaskedLosses(network.schema), labels.to(images.device), optimizer))
 
     def run() -> None:
         with torch.enable_grad():
@@ -153,8 +154,8 @@ def _runs(options: Options) -> list[Run]:
 def _trained(options: Options) -> list[dict[str, Any]]:
     runs, rows = _runs(options), []
     for number, (run, found) in enumerate(results(runs, options.folder), start=1):
-        metrics: dict[str, Any] = {"fit_seconds": rounded(found["fit_seconds"], 3)}
-        for task, of in found["tasks"].items():
+        metrics: dict[str, Any] = {}
+        for task, of in found.items():
             for key in ("f1_weighted", "f1_macro", "accuracy", "mean_absolute_error"):
                 if key in of:
                     metrics[f"{task}_{key}"] = rounded(of[key])

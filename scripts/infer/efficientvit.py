@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules.decoding import read_image
 from scripts.arguments import Parser
 from scripts.devices import usable_device
 from scripts.export.session import OnnxClassifier
-from scripts.infer.inputs import image_batches, image_files, output_folder
+from scripts.infer.inputs import image_files, output_folder, readable_batches
 from scripts.infer.outputs import add_arguments, require_some, say_what_was_done, write_results
 from vision.classifiers import ClassifierRecord, load_classifier
 from vision.efficientvit import EfficientViT, deploy
@@ -73,19 +72,13 @@ def classify(
     Raises:
         InputError: the checkpoint or an argument is unusable.
     """
-    for name, value in (("--top-k", top_k), ("--batch-size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+    if top_k < 1:
+        raise InputError(f"--top-k must be at least 1, got {top_k}")
     network, record = _network(checkpoint, backbone, device)
     results: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    # disable=None: no bar where the output is not a terminal.
-    with torch.inference_mode(), tqdm(total=len(files), unit="image", disable=None) as progress:
-        for batch in image_batches(files, record.preprocessing, batch_size, num_workers):
-            unreadable.update(batch["unreadable"])
-            progress.update(len(batch["path"]) + len(batch["unreadable"]))
-            if not batch["path"]:
-                continue
+    with torch.inference_mode():
+        for batch in readable_batches(files, record.preprocessing, batch_size, num_workers, unreadable):
             top = network(batch["image"]).float().softmax(dim=1).topk(min(top_k, len(record.class_names)), dim=1)
             for path, indices, shares in zip(batch["path"], top.indices.tolist(), top.values.tolist(), strict=True):
                 named = [

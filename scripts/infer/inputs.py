@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from datamodules.decoding import MAX_PIXELS, SUFFIXES
 from datamodules.image_folder import Collate
@@ -58,6 +59,32 @@ def image_batches(
         collate_fn=Collate(preprocessing.size),
         num_workers=num_workers,
     )
+
+
+def readable_batches(
+    files: Sequence[str], preprocessing: Preprocessing, batch_size: int, num_workers: int, unreadable: dict[str, str]
+) -> Iterator[ImageBatch]:
+    """The batches of :func:`image_batches` that hold an image, with a progress bar on a terminal.
+
+    Args:
+        files: images.
+        preprocessing: the network's.
+        batch_size: images at a time.
+        num_workers: processes that decode.
+        unreadable: is given the reason for every file that cannot be read.
+
+    Raises:
+        InputError: ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    # disable=None: no bar where the output is not a terminal.
+    with tqdm(total=len(files), unit="image", disable=None) as progress:
+        for batch in image_batches(files, preprocessing, batch_size, num_workers):
+            unreadable.update(batch["unreadable"])
+            progress.update(len(batch["path"]) + len(batch["unreadable"]))
+            if batch["path"]:
+                yield batch
 
 
 def output_folder(path: str) -> Path:

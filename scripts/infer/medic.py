@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules.decoding import read_image
 from scripts.arguments import Parser
 from scripts.devices import usable_device
 from scripts.export.medic import OnnxMultitask
-from scripts.infer.inputs import image_batches, image_files, output_folder
+from scripts.infer.inputs import image_files, output_folder, readable_batches
 from scripts.infer.outputs import add_arguments, require_some, say_what_was_done, write_results
 from vision.errors import InputError
 from vision.labels import LabelSchema
@@ -71,20 +70,14 @@ def answer(
     Raises:
         InputError: the checkpoint or an argument is unusable.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     network, record = _network(checkpoint, backbone, device)
     paths: list[str] = []
     found: list[dict[str, Answer]] = []
     unreadable: dict[str, str] = {}
-    # disable=None: no bar where the output is not a terminal.
-    with torch.inference_mode(), tqdm(total=len(files), unit="image", disable=None) as progress:
-        for batch in image_batches(files, record.preprocessing, batch_size, num_workers):
-            unreadable.update(batch["unreadable"])
-            progress.update(len(batch["path"]) + len(batch["unreadable"]))
-            if batch["path"]:
-                paths += batch["path"]
-                found += answers(record.schema, record.cumulative, network(batch["image"]))
+    with torch.inference_mode():
+        for batch in readable_batches(files, record.preprocessing, batch_size, num_workers, unreadable):
+            paths += batch["path"]
+            found += answers(record.schema, record.cumulative, network(batch["image"]))
     ranked = zip(paths, found, review_ranks(found), strict=True)
     return [Answered(*entry) for entry in ranked], unreadable, record.schema
 

@@ -50,7 +50,6 @@ def test_a_batch(root):
     assert batch["image"].shape == (4, 3, 8, 8)
     assert batch["path"] == [str(root / path) for path in PICTURES[16:20]]
     assert batch["labels"].tolist() == [[0, -1], [1, 1], [2, 0], [-1, -1]]
-    assert batch["row"].tolist() == [2, 3, 4, 5]
     assert batch["labelled"].tolist() == [3, 2]
     assert data.class_counts == {"damage": [4, 4, 4], "kind": [6, 5, 0]}
     assert data.splits["test"] is data.splits["val"]
@@ -269,7 +268,7 @@ def test_unreadable_images_are_listed_with_their_row(root):
         rows = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
     assert rows == {str(root / PICTURES[2]): "cannot be read (No such file or directory), train.tsv:4"}
     batch = next(iter(data.val_dataloader()))
-    assert batch["row"].tolist() == [2, 4, 5]
+    assert batch["path"] == [str(root / PICTURES[row]) for row in (16, 18, 19)]
     assert batch["unreadable"][0][1].endswith(", dev.tsv:3")
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from datamodules.multitask_listing import Classes, read_table
 from tasks.multitask_measures import MultitaskMeasures
 from tests.reference.cases import Case, assert_close, case_names, load_case, normal
-from vision.labels import MISSING, LabelSchema
+from vision.labels import MISSING, LabelSchema, count_labels
 from vision.medic.checkpoint import OFFICIAL_TASKS
 from vision.medic.gradients import CAGrad, GradNorm, PCGrad
-from vision.medic.losses import MaskedLosses, count_labels, means
+from vision.medic.losses import MaskedLosses, means
 from vision.medic.measures import confusion_measures, majority_confusion, per_class
 from vision.medic.weighting import DWA, FAMO, EqualWeights, UncertaintyWeights, Weighting
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 import yaml
 from PIL import Image
 
@@ -19,9 +20,12 @@ from scripts.bench.medic_runs import partial_tables
 from scripts.bench.medic_tables import mean_and_error, tables
 from scripts.bench.pages import ROOT
 from scripts.export.medic import OnnxMultitask
+from scripts.systems import CONFIGS
 from tests.command import error_line, vision
 from tests.tasks.multitask import TASKS, write_tables
+from vision.labels import LabelSchema
 from vision.medic import load_network
+from vision.medic.checkpoint import OFFICIAL_TASKS
 
 COMMITTED = json.loads((ROOT / "benchmarks" / "medic.json").read_text(encoding="utf-8"))
 
@@ -129,7 +133,7 @@ def test_infer_answers_ranks_and_tells_of_what_it_could_not_read(folder, exporte
         logits = network(eval_transform(record.preprocessing)(image=pixels)["image"][None])
     sides = logits["side"].softmax(dim=1)[0]
     shown = content["images"][0]["tasks"]["side"]["probabilities"]
-    assert list(shown.values()) == pytest.approx(sides.tolist(), abs=1e-3)
+    assert list(shown.values()) == pytest.approx(sides.tolist(), abs=1e-4)
     assert Image.open(tmp_path / "out" / "contact_sheet.png").width > 300
 
 
@@ -140,10 +144,6 @@ def test_official_layout_of_a_trained_network(folder, tmp_path):
 
 
 def test_official_checkpoint_through_infer_and_export(folder, tmp_path):
-    import torchvision
-
-    from vision.medic.checkpoint import OFFICIAL_TASKS
-
     names = [list(of["classes"] if isinstance(of, dict) else of) for of in OFFICIAL_TASKS.values()]
     network = torchvision.models.resnet18(weights=None, num_classes=16)
     torch.save({"state_dict": network.state_dict(), "class_names": names}, tmp_path / "best.pth")
@@ -182,16 +182,22 @@ def test_files_that_are_something_else(folder, exported, tmp_path):
     assert "is of 'timm:test_resnet', not of 'resnet50'" in error_line(
         "infer", "medic", *flags, "--backbone", "resnet50"
     )
-    assert "a network for several tasks; 'vision infer medic' uses it" in error_line("infer", "efficientvit", *flags)
+    assert "holds another kind of network; 'vision infer medic' uses it" in error_line("infer", "efficientvit", *flags)
     content = torch.load(folder / "best.ckpt", weights_only=True)
     torch.save({**content, "multitask": {"backbone": "x"}}, tmp_path / "half.ckpt")
     line = error_line("infer", "medic", "--checkpoint", tmp_path / "half.ckpt", *common)
     assert "half.ckpt: what it says of its tasks is unusable (KeyError('schema'))" in line
     torch.save({"classifier": {}, "state_dict": content["state_dict"]}, tmp_path / "one.ckpt")
     line = error_line("infer", "medic", "--checkpoint", tmp_path / "one.ckpt", *common)
-    assert "a classifier of one task; 'vision infer efficientvit' uses it" in line
+    assert "holds another kind of network; 'vision infer efficientvit' uses it" in line
     line = error_line("infer", "efficientvit", "--checkpoint", exported, *common)
     assert "not a classifier of 'vision export'" in line
+
+
+@pytest.mark.parametrize("name", ["finetune", "paper"])
+def test_configurations_have_the_releases_tasks(name):
+    content = yaml.safe_load((CONFIGS / "medic" / f"{name}.yaml").read_text())
+    assert LabelSchema.parse(content["data"]["init_args"]["tasks"]) == LabelSchema.parse(OFFICIAL_TASKS)
 
 
 def test_a_bad_row_is_one_line_with_its_number(folder):
@@ -243,7 +249,7 @@ def test_reading_names_a_weighting_only_where_it_is_better_beyond_chance():
 
     def row(contender: str, seed: int, f1: float) -> dict:
         metrics = {f"{task}_f1_weighted": f1 for task in SCENES}
-        metrics |= {f"{task}_majority_f1_weighted": 0.3 for task in SCENES} | {"fit_seconds": 1.0}
+        metrics |= {f"{task}_majority_f1_weighted": 0.3 for task in SCENES} | {}
         return {"name": "", "group": "trained", "contender": contender, "seed": seed, "metrics": metrics}
 
     rows = [row(f"only_{task}", seed, 0.9) for task in SCENES for seed in range(3)]

@@ -13,25 +13,16 @@ from PIL import Image
 
 from datamodules import MultitaskImages
 from tasks import MultitaskClassifier
-from vision.medic.gradients import CAGrad, GradNorm, PCGrad
-from vision.medic.weighting import DWA, FAMO, RLW, EqualWeights, FixedWeights, UncertaintyWeights, Weighting
+from tests.rules import rules
+from tests.tasks.quick import trainer
+from vision.medic.weighting import Weighting
 
 TASKS = {
     "colour": ["blue", "green", "red"],
     "level": {"classes": ["dark", "middle", "light"], "ordinal": True},
     "side": ["left", "right"],
 }
-RULES = {
-    "equal": EqualWeights,
-    "fixed": lambda: FixedWeights({"level": 3.0}),
-    "uncertainty": UncertaintyWeights,
-    "dwa": DWA,
-    "rlw": RLW,
-    "famo": FAMO,
-    "gradnorm": GradNorm,
-    "pcgrad": PCGrad,
-    "cagrad": CAGrad,
-}
+RULES = rules({"level": 3.0})
 # Without batch normalisation, which would see other batches on two processes than on one.
 BACKBONE = "timm:test_vit2"
 
@@ -62,20 +53,6 @@ def write_tables(folder: Path, rows: int = 24) -> Path:
 def data(folder: Path, **options) -> MultitaskImages:
     settings = {"image_size": 32, "batch_size": 8, "num_workers": 0, "scale": None, "horizontal_flip": 0.0}
     return MultitaskImages(str(folder), TASKS, **{**settings, "crop_pct": 1.0, **options})
-
-
-def trainer(folder: Path, **options) -> pl.Trainer:
-    settings = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**settings, **options})
 
 
 def train(folder: Path, rule: Weighting, batch_size: int, **options) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from datamodules import ImageFolder
 from tasks import ImageClassifier
 from tasks.classification import Measures
 from tests.images import write_images
+from tests.tasks.quick import trainer as _trainer
 from vision.classifiers import create_classifier, load_classifier
 from vision.errors import InputError
 from vision.schedule import WarmupCosine
@@ -26,20 +27,6 @@ def root(tmp_path_factory):
     write_images(root / "train", 8)
     write_images(root / "val", 4, seed=1)
     return root
-
-
-def _trainer(folder, **options) -> pl.Trainer:
-    settings = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**{**settings, **options})
 
 
 def _fit(root, folder, data=None, trainer=None, **options) -> tuple[ImageClassifier, pl.Trainer]:

@@ -11,7 +11,8 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 
 from tasks import MultitaskClassifier
-from tests.tasks.multitask import BACKBONE, RULES, TASKS, data, trainer, write_tables
+from tests.tasks.multitask import BACKBONE, RULES, TASKS, data, write_tables
+from tests.tasks.quick import trainer
 from vision.errors import InputError
 from vision.medic.gradients import PCGrad
 from vision.medic.losses import class_balanced_weights, log_priors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -54,8 +55,7 @@ def answers(schema: LabelSchema, cumulative: set[str], logits: Mapping[str, Tens
 def normalised_entropy(shares: Tensor) -> Tensor:
     """Entropy of ``(B, K)`` probabilities over ``log K``: ``(B,)`` in [0, 1]."""
     logs = shares.clamp_min(1e-12).log()
-    uniform = shares.new_tensor(float(shares.shape[1])).log()
-    return (-(shares * logs).sum(dim=1) / uniform).clamp(0, 1)
+    return (-(shares * logs).sum(dim=1) / math.log(shares.shape[1])).clamp(0, 1)
 
 
 def review_ranks(found: Sequence[Mapping[str, Answer]]) -> list[int]:

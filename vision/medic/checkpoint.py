@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import torchvision
 
-from vision.checkpoints import as_state_dict, check_keys, load_strict, read_checkpoint
-from vision.classifiers import RECORD as CLASSIFIER
+from vision.checkpoints import as_state_dict, check_keys, load_strict, read_checkpoint, refuse_other_record
 from vision.classifiers import weights_of
 from vision.errors import InputError, did_you_mean
 from vision.labels import LabelSchema
@@ -101,8 +100,7 @@ def load_network(checkpoint: str | Path, backbone: str | None = None) -> tuple[M
     """
     content = read_checkpoint(checkpoint)
     if not isinstance(content.get(RECORD), Mapping):
-        if CLASSIFIER in content:
-            raise InputError(f"{checkpoint}: a classifier of one task; 'vision infer efficientvit' uses it")
+        refuse_other_record(content, RECORD, str(checkpoint))
         if backbone is None:
             raise InputError(f"{checkpoint}: does not say which network it belongs to; name it with --backbone")
         network = load_official(checkpoint, backbone)

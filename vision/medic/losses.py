@@ -11,11 +11,6 @@ from torch import Tensor, nn
 from vision.labels import MISSING, LabelSchema
 
 
-def count_labels(labels: Tensor) -> Tensor:
-    """How many labels of ``(B, tasks)`` are there: int64 ``(tasks,)``."""
-    return (labels != MISSING).sum(dim=0)
-
-
 def class_balanced_weights(counts: Sequence[int], beta: float = 0.999) -> Tensor:
     """Weights of classes by their effective numbers: proportional to ``(1 - beta) / (1 - beta^n)`` (arXiv 1901.05555).
 

@@ -23,8 +23,8 @@ class Weighting(nn.Module):
 
     A step follows the gradient of ``sum_t weight_t * loss_t``, where the weights are constants (of a rule that needs
     the gradients, on the shared parameters; the heads follow the plain sum). A rule that learns something of its own
-    gives the loss for that as :meth:`own_loss`. The losses that a rule is given are means over all
-    labelled images of the step, on all processes, so that all processes come to the same weights.
+    gives the loss for that as :meth:`own_loss`. The losses that a rule is given are means over all labelled images of
+    the step, on all processes, so that all processes come to the same weights.
 
     Attributes:
         needs: what the weights depend on: ``nothing`` of this step, its ``losses``, or the tasks' ``gradients``.

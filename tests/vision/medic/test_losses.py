@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vision.labels import LabelSchema
-from vision.medic.losses import MaskedLosses, class_balanced_weights, count_labels, log_priors, means
+from vision.labels import LabelSchema, count_labels
+from vision.medic.losses import MaskedLosses, class_balanced_weights, log_priors, means
 
 SCHEMA = LabelSchema.parse({"level": {"classes": ["a", "b", "c"], "ordinal": True}, "kind": ["x", "y", "z", "w"]})
 LABELS = torch.tensor([[0, 3], [2, -1], [-1, -1], [1, 0], [-1, 2]])

@@ -9,22 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from tests.rules import rules
 from vision.errors import InputError
-from vision.medic.gradients import CAGrad, GradNorm, PCGrad, TaskGradients
-from vision.medic.weighting import DWA, FAMO, RLW, EqualWeights, FixedWeights, UncertaintyWeights
+from vision.medic.gradients import CAGrad, PCGrad, TaskGradients
+from vision.medic.weighting import DWA, FixedWeights
 
 NAMES = ["a", "b", "c"]
-RULES = {
-    "equal": EqualWeights,
-    "fixed": lambda: FixedWeights({"a": 2.0, "c": 0.5}),
-    "uncertainty": UncertaintyWeights,
-    "dwa": DWA,
-    "rlw": RLW,
-    "famo": FAMO,
-    "gradnorm": GradNorm,
-    "pcgrad": PCGrad,
-    "cagrad": CAGrad,
-}
+RULES = rules({"a": 2.0, "c": 0.5})
 GRADIENTS = torch.tensor([[1.0, 0.0, 0.5], [-0.8, 0.6, 0.0], [0.3, 0.3, -0.9]], dtype=torch.float64)
 LOSSES = torch.tensor([0.7, 1.4, 0.2])
 ALL = torch.ones(3, dtype=torch.bool)
