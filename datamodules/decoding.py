@@ -24,12 +24,16 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 
 
-class UnreadableImageError(InputError):
-    """An image file that cannot be decoded; ``reason`` says why, without the path."""
+class UnreadableFileError(InputError):
+    """A file of the data that cannot be decoded; ``reason`` says why, without the path."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
+
+
+class UnreadableImageError(UnreadableFileError):
+    """An image file that cannot be decoded."""
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

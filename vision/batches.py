@@ -45,3 +45,37 @@ class MultitaskBatch(TypedDict):
     labelled: Tensor
     path: list[str]
     unreadable: list[tuple[str, str]]
+
+
+class VideoBatch(TypedDict):
+    """Clips of videos that are labelled in one or several label sets (an action; or a noun and a verb).
+
+    Keys:
+        video: uint8 ``(B, V, T, 3, H, W)``, RGB in [0, 255]: ``V`` views of each video (clips along time times crops),
+            one in training; ``T`` frames. Not normalised: what takes the frames does it, a quarter of the bytes having
+            travelled. In evaluation ``B`` is the number of readable videos, so it may be 0.
+        labels: int64 ``(B, sets)`` class indices, columns in the order of the schema, -1 where a label is missing.
+        path: the file of each video, ``B`` strings.
+        unreadable: (path, reason) of files that could not be read while this batch was made.
+    """
+
+    video: Tensor
+    labels: Tensor
+    path: list[str]
+    unreadable: list[tuple[str, str]]
+
+
+class FeatureBatch(TypedDict):
+    """What a frozen network made of clips before the training began, in the place of the clips.
+
+    Keys:
+        features: float32 ``(B, V, ...)``: of each view, whatever the task's ``frozen_features`` gave for it.
+        labels: as in :class:`VideoBatch`.
+        path: the file of each video, ``B`` strings.
+        unreadable: (path, reason) of files that could not be read while the features were made.
+    """
+
+    features: Tensor
+    labels: Tensor
+    path: list[str]
+    unreadable: list[tuple[str, str]]
