@@ -49,7 +49,7 @@ class ClassifierRecord:
         return cls(**{**values, "preprocessing": Preprocessing.from_dict(values["preprocessing"])})
 
 
-def _timm_name(backbone: str) -> str:
+def timm_name(backbone: str) -> str:
     name = backbone.removeprefix("timm:")
     if not name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(name):
         known = [*OWN, *timm.list_models()]
@@ -67,7 +67,7 @@ def preprocessing_of(backbone: str) -> Preprocessing:
     """
     if backbone in OWN:
         return Preprocessing()
-    name = _timm_name(backbone)
+    name = timm_name(backbone)
     config = timm.get_pretrained_cfg(name)
     return Preprocessing.from_timm(config.to_dict() if config is not None else {})
 
@@ -102,7 +102,7 @@ def create_classifier(
         module = importlib.import_module(OWN[backbone])
         model: nn.Module = module.build(backbone, num_classes=num_classes, distillation=distillation, **settings)
         if pretrained:
-            published = _timm_create(backbone, pretrained=True)
+            published = create_timm(backbone, pretrained=True)
             _load_any_head(model, module.load_official(published.state_dict(), **settings).state_dict(), backbone)
         elif checkpoint is not None:
             state = module.load_official(
@@ -114,12 +114,12 @@ def create_classifier(
         raise InputError(
             f"'{backbone}' has no distillation head; leave distillation to the one head, or use {', '.join(OWN)}"
         )
-    name = _timm_name(backbone)
+    name = timm_name(backbone)
     options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
-    model = _timm_create(name, **options)
+    model = create_timm(name, **options)
     if checkpoint is not None:
         _load_any_head(model, weights_of(read_checkpoint(checkpoint), str(checkpoint)), str(checkpoint))
     return model
@@ -150,7 +150,7 @@ def create_trunk(
     return network, int(features.shape[1])
 
 
-def _timm_create(name: str, **settings: Any) -> nn.Module:
+def create_timm(name: str, **settings: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, **settings)
     except (OSError, RuntimeError) as error:
@@ -228,7 +228,7 @@ def _resized(model: nn.Module, backbone: str, image_size: tuple[int, int]) -> nn
             model.state_dict(), img_size=image_size
         )
         return resized
-    config = timm.get_pretrained_cfg(_timm_name(backbone))
+    config = timm.get_pretrained_cfg(timm_name(backbone))
     if config is not None and config.fixed_input_size:
         raise InputError(f"'{backbone}' takes images of one size only; leave the image size to the checkpoint")
     return model
@@ -251,7 +251,7 @@ def _load(checkpoint: str | Path, backbone: str | None) -> tuple[nn.Module, Clas
         model = importlib.import_module(OWN[backbone]).load_official(state)
         classes = int(model.num_classes)
     else:
-        name = _timm_name(backbone)
+        name = timm_name(backbone)
         heads = head_names(timm.create_model(name))
         classes = next((len(v) for k, v in state.items() if k in [f"{head}.weight" for head in heads]), 1000)
         model = create_classifier(backbone, classes)

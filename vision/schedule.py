@@ -15,13 +15,15 @@ class WarmupCosine(LRScheduler):
     At ``t < warmup_epochs`` the rate is ``warmup_lr + t * (lr - warmup_lr) / warmup_epochs``, later
     ``min_lr + (lr - min_lr) * (1 + cos(pi * t / epochs)) / 2``: timm's cosine schedule, as in the EfficientViT
     recipe. The official loop there sets the rate after each epoch, which makes epoch ``e`` run at the value of
-    ``e - 1``; here epoch ``e`` runs at the value of ``e``.
+    ``e - 1``; here epoch ``e`` runs at the value of ``e``. With ``warmup_prefix`` the cosine takes the time that is left
+    after the warm-up, as in the recipe of ViViT.
 
     Args:
         optimizer: its ``lr`` is the peak.
         warmup_epochs: length of the warm-up, may be a fraction.
         warmup_lr: rate at the start.
         min_lr: rate at the end.
+        warmup_prefix: the cosine begins at the end of the warm-up, not at the beginning of the training.
         per: change the rate at every ``step`` or at every ``epoch``.
         epochs: length of the whole training; a task sets it from the Trainer by :meth:`bind`.
     """
@@ -32,10 +34,12 @@ class WarmupCosine(LRScheduler):
         warmup_epochs: float = 5,
         warmup_lr: float = 1e-6,
         min_lr: float = 1e-5,
+        warmup_prefix: bool = False,
         per: Literal["step", "epoch"] = "step",
         epochs: float = 300,
     ) -> None:
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.warmup_prefix = warmup_prefix
         self.per, self.epochs, self.steps_per_epoch = per, epochs, 1.0
         super().__init__(optimizer)
 
@@ -49,7 +53,8 @@ class WarmupCosine(LRScheduler):
             time = math.floor(time + 1e-6)
         if time < self.warmup_epochs:
             return self.warmup_lr + time * (peak - self.warmup_lr) / self.warmup_epochs
-        share = min(time / self.epochs, 1.0)
+        before = self.warmup_epochs if self.warmup_prefix else 0.0
+        share = min((time - before) / max(self.epochs - before, 1e-9), 1.0)
         return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
     def get_lr(self) -> list[float]:  # type: ignore[override]

@@ -1,0 +1,16 @@
+"""Which frames of a video a clip is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def uniform_indices(count: int, wanted: int) -> NDArray[np.intp]:
+    """Indices of ``wanted`` of ``count`` frames, evenly spread and away from both ends; all where there are no more.
+
+    The official ``sample_frames_uniformly``: the inner ``wanted`` of ``wanted + 2`` points from 0 to ``count``, rounded.
+    """
+    if wanted >= count:
+        return np.arange(count)
+    return np.rint(np.linspace(0, count, wanted + 2)[1:-1]).astype(np.intp)
