@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
@@ -45,6 +46,35 @@ class VisionCLI(LightningCLI):
             if newest is None:
                 raise InputError(f"ckpt_path: no last.ckpt below {self.runs / self.run_name}")
             config.ckpt_path = str(newest)
+        if files and config.get("ckpt_path") is None:
+            self._train_first(config.model, Path(files[-1]).resolve().parent)
+
+    def _train_first(self, values: Namespace, folder: Path) -> None:
+        """Puts the best checkpoint of a configuration where the task's arguments name that configuration.
+
+        So a second stage names its first one by its file, and one command trains both. A run that is there is taken.
+        """
+        for key, value in list(values.items(branches=False)):
+            if not (isinstance(value, str) and value.endswith(".yaml")):
+                continue
+            file = folder / value
+            if not file.is_file():
+                raise InputError(f"model.{key}: no such configuration: {file}")
+            name = "/".join(file.with_suffix("").parts[-2:])
+            if (found := self._best_of(name)) is None:
+                self._say(f"{name} is trained first, for model.{key.removeprefix('init_args.')}")
+                command = [sys.executable, "-m", "scripts.cli", "fit", "--config", str(file)]
+                command += ["--trainer.default_root_dir", str(self.runs)]
+                if subprocess.run(command, check=False).returncode or (found := self._best_of(name)) is None:
+                    raise InputError(f"model.{key}: the training of {name} failed")
+            self._say(f"{key.removeprefix('init_args.')}: {found}")
+            values[key] = str(found)
+
+    def _best_of(self, name: str) -> Path | None:
+        """``best.ckpt`` of the newest finished run of a configuration."""
+        runs = [file.parent for file in (self.runs / name).glob("version_*/checkpoints/last.ckpt")]
+        found = [run / "best.ckpt" for run in runs if (run / "best.ckpt").is_file()]
+        return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way, which unpickles the checkpoint here to mix its arguments into the configuration."""

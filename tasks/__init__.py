@@ -2,5 +2,6 @@
 
 from tasks.classification import ImageClassifier
 from tasks.medic import MultitaskClassifier
+from tasks.vivit import VideoClassifier
 
-__all__ = ["ImageClassifier", "MultitaskClassifier"]
+__all__ = ["ImageClassifier", "MultitaskClassifier", "VideoClassifier"]

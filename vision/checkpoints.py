@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 # What a training checkpoint says of its network stands under one of these keys; and the system that uses it.
-RECORDS = {"classifier": "efficientvit", "multitask": "medic"}
+RECORDS = {"classifier": "efficientvit", "multitask": "medic", "vivit": "vivit"}
 
 
 def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> None:

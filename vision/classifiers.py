@@ -50,6 +50,11 @@ class ClassifierRecord:
 
 
 def timm_name(backbone: str) -> str:
+    """Timm's own name of a network that may be called ``timm:NAME``.
+
+    Raises:
+        InputError: timm has none of that name.
+    """
     name = backbone.removeprefix("timm:")
     if not name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(name):
         known = [*OWN, *timm.list_models()]
@@ -151,6 +156,11 @@ def create_trunk(
 
 
 def create_timm(name: str, **settings: Any) -> nn.Module:
+    """A network of timm's; ``settings`` are those of ``timm.create_model``.
+
+    Raises:
+        InputError: its pretrained weights were asked for and cannot be had.
+    """
     try:
         model: nn.Module = timm.create_model(name, **settings)
     except (OSError, RuntimeError) as error:

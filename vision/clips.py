@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 
 def uniform_indices(count: int, wanted: int) -> NDArray[np.intp]:
-    """Indices of ``wanted`` of ``count`` frames, evenly spread and away from both ends; all where there are no more.
+    """Indices of ``wanted`` of ``count`` frames, evenly spread, away from both ends; or all.
 
-    The official ``sample_frames_uniformly``: the inner ``wanted`` of ``wanted + 2`` points from 0 to ``count``, rounded.
+    The official ``sample_frames_uniformly``: the inner ones of ``wanted + 2`` points from 0 to ``count``, rounded.
+    Where there are no more frames than wanted these are all of them.
     """
     if wanted >= count:
         return np.arange(count)

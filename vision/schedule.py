@@ -15,8 +15,8 @@ class WarmupCosine(LRScheduler):
     At ``t < warmup_epochs`` the rate is ``warmup_lr + t * (lr - warmup_lr) / warmup_epochs``, later
     ``min_lr + (lr - min_lr) * (1 + cos(pi * t / epochs)) / 2``: timm's cosine schedule, as in the EfficientViT
     recipe. The official loop there sets the rate after each epoch, which makes epoch ``e`` run at the value of
-    ``e - 1``; here epoch ``e`` runs at the value of ``e``. With ``warmup_prefix`` the cosine takes the time that is left
-    after the warm-up, as in the recipe of ViViT.
+    ``e - 1``; here epoch ``e`` runs at the value of ``e``. With ``warmup_prefix`` the cosine takes the time that is
+    left after the warm-up, as in the recipe of ViViT.
 
     Args:
         optimizer: its ``lr`` is the peak.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datamodules.builtin.digits import write_digits
+from datamodules.builtin.motion import write_motion, write_views
 from datamodules.builtin.photographs import write_photographs
 from datamodules.builtin.scenes import write_scenes
 from vision.errors import InputError, did_you_mean
@@ -20,6 +21,8 @@ PREFIX = "builtin:"
 # The number is part of the folder's name: raise it when what is written changes, and old folders stay unused.
 WRITERS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "digits": (1, write_digits),
+    "motion": (1, write_motion),
+    "motion_views": (1, write_views),
     "photographs": (1, write_photographs),
     "scenes": (1, write_scenes),
 }

@@ -54,7 +54,7 @@ class ConvBN(nn.Module):
         scale, shift = _affine(self.bn)
         c = self.c
         # Without initial values, which would use up random numbers of a training that goes on.
-        fused: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
+        fused: nn.Conv2d = skip_init(
             nn.Conv2d,
             c.in_channels,
             c.out_channels,
@@ -119,7 +119,7 @@ class BNLinear(nn.Module):
         scale, shift = _affine(self.bn)
         placed = {"device": self.l.weight.device, "dtype": self.l.weight.dtype}
         sizes = self.l.in_features, self.l.out_features
-        fused: nn.Linear = skip_init(nn.Linear, *sizes, **placed)  # type: ignore[no-untyped-call]
+        fused: nn.Linear = skip_init(nn.Linear, *sizes, **placed)
         fused.weight.copy_(self.l.weight.double() * scale)
         fused.bias.copy_(self.l.bias.double() + self.l.weight.double() @ shift)
         return fused

@@ -2,8 +2,8 @@
 
 The paper does not publish its adapter's form. Every form here works in two steps: ``summarise`` keeps of a tubelet's
 frozen tokens what the form needs, without any parameter, and ``forward`` makes of that, with parameters, the vectors
-that the temporal transformer reads. So the first step runs without a graph, its result is all that training holds on to,
-and it is what a feature cache stores.
+that the temporal transformer reads. So the first step runs without a graph, its result is all that training holds on
+to, and it is what a feature cache stores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Layout:
 
 
 def pool_grid(tokens: Tensor, layout: Layout, grid: int) -> Tensor:
-    """The patch tokens averaged over the cells of a ``grid x grid`` raster: ``(M, tokens, D)`` to ``(M, grid**2, D)``."""
+    """Patch tokens averaged over the cells of a ``grid x grid`` raster: ``(M, tokens, D)`` to ``(M, grid**2, D)``."""
     plane = tokens[:, layout.prefix :].unflatten(1, layout.grid).permute(0, 3, 1, 2)
     return F.adaptive_avg_pool2d(plane, grid).flatten(2).transpose(1, 2)
 
@@ -187,9 +187,9 @@ class AttentionAdapter(Adapter):
 class GridAdapter(Adapter):
     """Keeps where things are: reduces the tokens, averages them over a raster, and mixes its cells.
 
-    ``expand(gelu(concat(average(reduce(token)))))``, with the cells of a channel side by side. Averaging and reducing are
-    both linear, so the average is taken first, which is all that a cache has to hold. Neither norm nor residual, so it is
-    no identity at the start.
+    ``expand(gelu(concat(average(reduce(token)))))``, with the cells of a channel side by side. Averaging and reducing
+    are both linear, so the average is taken first, which is all that a cache has to hold. Neither norm nor residual, so
+    it is no identity at the start.
     """
 
     identity_at_start: ClassVar[bool] = False

@@ -17,7 +17,7 @@ SizeChange = Literal["resize", "tile", "resize_tile"]
 
 
 class TubeletEmbed(nn.Module):
-    """Tubelets to tokens by a 3-D convolution whose kernel is as large as its stride, in the place of a patch embedding.
+    """Tubelets to tokens by a 3-D convolution whose stride is its kernel, in the place of a patch embedding.
 
     Args:
         patches: the image transformer's embedding; its kernel starts this one by the central frame.
@@ -28,7 +28,8 @@ class TubeletEmbed(nn.Module):
         super().__init__()
         self.patch_size, self.grid_size, self.num_patches = patches.patch_size, patches.grid_size, patches.num_patches
         flat = patches.proj
-        size = (frames, *flat.kernel_size)
+        height, width = flat.kernel_size
+        size = (frames, height, width)
         self.proj = nn.Conv3d(flat.in_channels, flat.out_channels, size, size, bias=flat.bias is not None)
         self.norm = patches.norm
         with torch.no_grad():

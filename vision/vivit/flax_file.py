@@ -26,7 +26,8 @@ def read_flax(path: str | Path) -> StateDict:
     """The parameters of a flax train state or of an ``.npz`` of flattened names, ``SpatialTransformer/...``.
 
     Args:
-        path: a MessagePack file as ``flax.training.checkpoints`` writes it, or an ``.npz`` whose names are joined by ``/``.
+        path: a MessagePack file as ``flax.training.checkpoints`` writes it, or an ``.npz`` whose names are joined by
+            ``/``.
 
     Raises:
         InputError: the file is missing, empty, damaged, of another format, or holds objects.

@@ -124,8 +124,8 @@ class ViViTConfig:
 class FactorisedViViT(nn.Module):
     """Clips to logits: spatial transformer over each tubelet, adapter, temporal transformer, head.
 
-    The pass has two steps. :meth:`summarise` runs the spatial transformer and keeps of its tokens what the adapter reads;
-    where the spatial transformer is frozen it runs without a graph. :meth:`read` does the rest.
+    The pass has two steps. :meth:`summarise` runs the spatial transformer and keeps of its tokens what the adapter
+    reads; where the spatial transformer is frozen it runs without a graph. :meth:`read` does the rest.
 
     Args:
         config: of the network.

@@ -157,7 +157,9 @@ def _block(of: Mapping[str, Tensor]) -> StateDict:
     state |= {ours: of[theirs].T for theirs, ours in _DENSE.items()}
     parts = [of[f"{_ATTENTION}/{part}/kernel"].flatten(1).T for part in ("query", "key", "value")]
     state["attn.qkv.weight"] = torch.cat(parts)
-    state["attn.qkv.bias"] = torch.cat([of[f"{_ATTENTION}/{part}/bias"].flatten() for part in ("query", "key", "value")])
+    state["attn.qkv.bias"] = torch.cat(
+        [of[f"{_ATTENTION}/{part}/bias"].flatten() for part in ("query", "key", "value")]
+    )
     state["attn.proj.weight"] = of[f"{_ATTENTION}/out/kernel"].flatten(0, 1).T
     return state
 
@@ -193,7 +195,7 @@ def to_official(network: FactorisedViViT) -> StateDict:
         if f"{ours}.weight" in state:
             found |= {f"{theirs}/kernel": state.pop(f"{ours}.weight").T, f"{theirs}/bias": state.pop(f"{ours}.bias")}
     if state:
-        raise InputError(f"the official layout has no place for {shorten(state)}")
+        raise InputError(f"the official layout has no place for {shorten(list(state))}")
     return {key: value.contiguous() for key, value in found.items()}
 
 

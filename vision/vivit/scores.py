@@ -16,7 +16,7 @@ def mean_over_views(logits: Tensor, of: ViewScore = "logits") -> Tensor:
 
 
 def joint_scores(first: Tensor, second: Tensor) -> Tensor:
-    """Scores of all pairs of two label sets: the products of their softmaxes, ``(N, A)`` and ``(N, B)`` to ``(N, A*B)``.
+    """Scores of all pairs of two label sets, the products of their softmaxes: ``(N, A)``, ``(N, B)`` to ``(N, A*B)``.
 
     Pair ``(a, b)`` is number ``a * B + b`` (EPIC-Kitchens' action of a noun and a verb).
     """

@@ -85,7 +85,7 @@ class SpatialTransformer(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.frozen = False
-        self.half = False
+        self.bfloat16_pass = False
         self.chunk = 0
         self._features: Callable[[Tensor], Tensor] = self._forward_features
 
@@ -130,19 +130,19 @@ class SpatialTransformer(nn.Module):
         if not blocks:
             return []
         behind = max(blocks)
-        before = ("vit.patch_embed.", "vit.pos_embed", "vit.cls_token", "vit.reg_token", "vit.norm_pre.")
-        before += tuple(f"vit.blocks.{i}." for i in range(behind))
+        first = ("vit.patch_embed.", "vit.pos_embed", "vit.cls_token", "vit.reg_token", "vit.norm_pre.")
+        before = first + tuple(f"vit.blocks.{i}." for i in range(behind))
         return [name for name in names if name in trained and name.startswith(before)]
 
-    def configure(self, half: bool = False, chunk: int = 0, compiled: bool = False) -> None:
+    def configure(self, bfloat16: bool = False, chunk: int = 0, compiled: bool = False) -> None:
         """How a pass is carried out.
 
         Args:
-            half: in bfloat16, where the weights are not trained; the weights themselves stay as they are.
+            bfloat16: in bfloat16, where the weights are not trained; the weights themselves stay as they are.
             chunk: tubelets at a time without a graph, 0 for all; bounds the memory of the pass.
             compiled: by ``torch.compile``.
         """
-        self.half, self.chunk = half, chunk
+        self.bfloat16_pass, self.chunk = bfloat16, chunk
         self._features = torch.compile(self._forward_features) if compiled else self._forward_features
 
     # ------------------------------------------------------------------------------------------------- the pass
@@ -160,7 +160,8 @@ class SpatialTransformer(nn.Module):
             raise InputError(f"a clip of {video.shape[1]} frames is shorter than a tubelet of {self.tubelet}")
         if self.tubelet == 1:
             return video
-        return video[:, : length * self.tubelet].unflatten(1, (length, self.tubelet)).transpose(2, 3)
+        cut: Tensor = video[:, : length * self.tubelet].unflatten(1, (length, self.tubelet))
+        return cut.transpose(2, 3)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 pixels as the transformer takes them; others are taken as they are. ``(N, 3, [frames,] H, W)``."""
@@ -203,7 +204,8 @@ class SpatialTransformer(nn.Module):
             )
         pieces = [self._piece(part, keep) for part in self._chunks(flat)]
         tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return tokens.unflatten(0, tuple(shape))
+        clips: Tensor = tokens.unflatten(0, tuple(shape))
+        return clips
 
     def _chunks(self, flat: Tensor) -> Iterator[Tensor]:
         if not self.chunk or not self.without_graph:
@@ -219,7 +221,7 @@ class SpatialTransformer(nn.Module):
         if not self.without_graph:
             return run()
         # Where a frozen pass is run by a training, its result has to be an ordinary tensor, so no inference mode.
-        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.half):
+        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bfloat16_pass):
             return run().float()
 
     def weights_hash(self) -> str:

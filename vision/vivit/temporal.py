@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import DropPath, GELUTanh
@@ -17,7 +17,7 @@ EPS = 1e-6
 
 
 def pool_tokens(tokens: Tensor, prefix: int, how: Pool) -> Tensor:
-    """One vector of ``(..., prefix + n, D)``: the first token, or the mean, maximum or sum of those behind the prefix."""
+    """One vector of ``(..., prefix + n, D)``: the first token, or the mean, maximum or sum behind the prefix."""
     if how == "token":
         return tokens[..., 0, :]
     rest = tokens[..., prefix:, :]
@@ -73,7 +73,7 @@ class TemporalTransformer(nn.Module):
         self.prefix = int(pool == "token")
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.prefix else None
         self.pos_embed = nn.Parameter(torch.randn(1, self.prefix + length, dim) * pos_std)
-        norm = partial(nn.LayerNorm, eps=EPS)
+        norm: Any = partial(nn.LayerNorm, eps=EPS)
         self.blocks = nn.Sequential(
             *[Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, act_layer=GELUTanh) for _ in range(layers)]
         )
