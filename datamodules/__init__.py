@@ -1,6 +1,11 @@
 """Lightning data modules, named after a kind of data and shared by the systems."""
 
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions over the network
+
 from datamodules.image_folder import ImageFolder
 from datamodules.multitask_images import MultitaskImages
+from datamodules.video_folder import VideoFolder
 
-__all__ = ["ImageFolder", "MultitaskImages"]
+__all__ = ["ImageFolder", "MultitaskImages", "VideoFolder"]

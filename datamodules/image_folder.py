@@ -11,7 +11,8 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from datamodules.images import ImageDataset, Images, Sample, stack
+from datamodules.files import FileDataset, Sample, stack
+from datamodules.images import Images
 from datamodules.listing import Listing, list_class_folders, read_image_list, split
 from datamodules.sampling import TrainSampler
 from vision.batches import ImageBatch
@@ -33,7 +34,7 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> ImageBatch:
         """The readable samples as a batch, with what could not be read."""
-        read, image = stack(samples, self.size)
+        read, image = stack(samples, (3, *self.size))
         target = torch.tensor([sample.target for sample in read], dtype=torch.long)
         if self.mixup is not None and read:
             image, target = self._mix(image, target, read[0].seed)
@@ -130,7 +131,7 @@ class ImageFolder(Images):
             mixing = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=len(self.class_names))
         return Collate(self.preprocessing.size, mixing)
 
-    def train_sampler(self, dataset: ImageDataset) -> TrainSampler:
+    def train_sampler(self, dataset: FileDataset) -> TrainSampler:
         """Each image once, or several times in a row."""
         return TrainSampler(dataset, *self.processes(), seed=self.seed, repeats=self.repeats)
 

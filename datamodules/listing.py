@@ -123,14 +123,34 @@ def split(listing: Listing, fraction: float, seed: int) -> tuple[Listing, Listin
     Raises:
         InputError: a class has a single image, so that it cannot be in both parts.
     """
+    held = hold_out(np.asarray(listing.targets), listing.class_names, fraction, seed, "image")
+    return listing.subset(np.setdiff1d(np.arange(len(listing)), held)), listing.subset(held)
+
+
+def hold_out(
+    targets: NDArray[np.integer], class_names: Sequence[str], fraction: float, seed: int, kind: str
+) -> NDArray[np.intp]:
+    """Which files to validate with: ``fraction`` of every class, at least one, chosen by ``seed``.
+
+    Args:
+        targets: ``(n,)`` class indices into ``class_names``.
+        class_names: for messages.
+        fraction: in (0, 1).
+        seed: of the choice.
+        kind: what a file is, in messages.
+
+    Returns:
+        Their indices, ascending.
+
+    Raises:
+        InputError: a class has a single file, so that it cannot be trained and validated with.
+    """
     random = np.random.default_rng(seed)
-    targets = np.asarray(listing.targets)
     held: list[NDArray[np.intp]] = []
     for target in np.unique(targets):
         members = np.flatnonzero(targets == target)
         if len(members) < 2:
-            name = listing.class_names[target]
-            raise InputError(f"class '{name}' has one image: two are needed to split off validation images")
+            name = class_names[target]
+            raise InputError(f"class '{name}' has one {kind}: two are needed to split off validation {kind}s")
         held.append(random.permutation(members)[: max(1, round(fraction * len(members)))])
-    validation = np.sort(np.concatenate(held))
-    return listing.subset(np.setdiff1d(np.arange(len(targets)), validation)), listing.subset(validation)
+    return np.sort(np.concatenate(held))

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.images import ImageDataset, Images, Sample, stack, write_table
+from datamodules.files import FileDataset, Sample, stack, write_table
+from datamodules.images import Images
 from datamodules.multitask_listing import Classes, Table, read_table
 from datamodules.sampling import ResumableLoader, TrainSampler
 from vision.batches import MultitaskBatch
@@ -39,7 +40,7 @@ class MultitaskCollate:
 
     def __call__(self, samples: Sequence[Sample]) -> MultitaskBatch:
         """The readable samples as a batch, with what could not be read, and in which row that is."""
-        read, image = stack(samples, self.size)
+        read, image = stack(samples, (3, *self.size))
         labels = torch.tensor([sample.target for sample in read], dtype=torch.long).reshape(-1, self.tasks)
         unreadable = [entry for sample in samples for entry in sample.unreadable]
         return {
@@ -198,7 +199,7 @@ class MultitaskImages(Images):
         """Batches with the labels of all tasks."""
         return MultitaskCollate(self.splits[split], self.preprocessing.size)
 
-    def train_sampler(self, dataset: ImageDataset) -> TrainSampler:
+    def train_sampler(self, dataset: FileDataset) -> TrainSampler:
         """Each image once, or drawn by weight where classes are to be balanced."""
         weights = None
         if self.balance:

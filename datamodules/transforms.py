@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from typing import Any
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions over the network
 
 import albumentations as A
 import cv2
@@ -21,7 +18,7 @@ from torch import Tensor
 from vision.errors import InputError
 from vision.preprocessing import Preprocessing
 
-_INTERPOLATION = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
+INTERPOLATION = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 
 
 class AutoAugment(A.ImageOnlyTransform):
@@ -30,20 +27,25 @@ class AutoAugment(A.ImageOnlyTransform):
     Args:
         policy: e.g. ``rand-m9-mstd0.5-inc1`` or ``3a``.
         mean: RGB on the [0, 1] scale, fills what a shift or rotation uncovers.
+        operations: those that a ``rand`` policy chooses among, by timm's names; by default all of timm's.
 
     Raises:
         InputError: timm knows no such policy.
     """
 
-    def __init__(self, policy: str, mean: Sequence[float], p: float = 1.0) -> None:
+    def __init__(
+        self, policy: str, mean: Sequence[float], p: float = 1.0, operations: Sequence[str] | None = None
+    ) -> None:
         super().__init__(p=p)
         self.policy = policy
         self.mean = tuple(mean)
+        self.operations = operations
         fill = tuple(round(255 * value) for value in mean)
         makers = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
         make = makers.get(policy.split("-")[0], auto_augment_transform)
+        options = {} if operations is None else {"transforms": list(operations)}
         try:
-            self._transform = make(policy, {"translate_const": 100, "img_mean": fill})
+            self._transform = make(policy, {"translate_const": 100, "img_mean": fill}, **options)
         except (AssertionError, ValueError, KeyError) as error:
             raise InputError(
                 f"auto_augment: timm knows no policy '{policy}' (try rand-m9-mstd0.5-inc1 or 3a)"
@@ -62,11 +64,15 @@ class AutoAugment(A.ImageOnlyTransform):
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
 
+    def apply_to_images(self, images: NDArray[np.uint8], *args: Any, **params: Any) -> NDArray[np.uint8]:
+        """The frames ``(T, H, W, 3)`` after one draw of the policy: it sees them as one tall image."""
+        return self.apply(images.reshape(-1, *images.shape[2:])).reshape(images.shape)
+
 
 def _resize(preprocessing: Preprocessing) -> A.BasicTransform:
     """To the size that the evaluation's crop is taken from."""
     height, width = (int(side / preprocessing.crop_pct) for side in preprocessing.size)
-    options = {"interpolation": _INTERPOLATION[preprocessing.interpolation], "area_for_downscale": "image"}
+    options = {"interpolation": INTERPOLATION[preprocessing.interpolation], "area_for_downscale": "image"}
     if preprocessing.crop_mode == "squash":
         return A.Resize(height, width, **options)
     return A.SmallestMaxSize(max_size_hw=(height, width), **options)
@@ -106,7 +112,7 @@ def train_transform(
                 preprocessing.size,
                 scale=scale,
                 ratio=ratio,
-                interpolation=_INTERPOLATION[preprocessing.interpolation],
+                interpolation=INTERPOLATION[preprocessing.interpolation],
                 area_for_downscale="image",
             )
         ]

@@ -28,6 +28,7 @@ from tasks.checkpointing import RandomState, SafeCheckpointIO
 from vision.errors import InputError
 
 VERBS = ("fit", "validate", "test", "predict")
+FINISHED = "finished"  # an empty file in the folder of a training that came to its end
 EXTRAS = {"tensorboard": "tensorboard"}  # optional packages, and the extra of this distribution that brings each
 
 
@@ -65,15 +66,16 @@ class VisionCLI(LightningCLI):
                 self._say(f"{name} is trained first, for model.{key.removeprefix('init_args.')}")
                 command = [sys.executable, "-m", "scripts.cli", "fit", "--config", str(file)]
                 command += ["--trainer.default_root_dir", str(self.runs)]
-                if subprocess.run(command, check=False).returncode or (found := self._best_of(name)) is None:
+                ended = subprocess.run(command, check=False)  # noqa: S603 (our own command)
+                if ended.returncode or (found := self._best_of(name)) is None:
                     raise InputError(f"model.{key}: the training of {name} failed")
             self._say(f"{key.removeprefix('init_args.')}: {found}")
             values[key] = str(found)
 
     def _best_of(self, name: str) -> Path | None:
         """``best.ckpt`` of the newest finished run of a configuration."""
-        runs = [file.parent for file in (self.runs / name).glob("version_*/checkpoints/last.ckpt")]
-        found = [run / "best.ckpt" for run in runs if (run / "best.ckpt").is_file()]
+        runs = [file.parent for file in (self.runs / name).glob(f"version_*/{FINISHED}")]
+        found = [file for run in runs if (file := run / "checkpoints" / "best.ckpt").is_file()]
         return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
     def _parse_ckpt_path(self) -> None:
@@ -148,6 +150,9 @@ class VisionCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says what came out and where it is."""
+        folder = self.trainer.log_dir
+        if folder is not None and self.trainer.is_global_zero and not self.trainer.interrupted:
+            Path(folder, FINISHED).touch()
         measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
         chosen = getattr(self.model, "headline", [name for name in measures if name.startswith("val_")])
         if shown := [f"{name} {measures[name]:.4f}" for name in chosen if name in measures]:

@@ -150,7 +150,7 @@ class VideoClassifier(pl.LightningModule):
         self.mixup, self.label_smoothing, self.view_score = mixup, label_smoothing, view_score
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.preprocessing = preprocessing_of(backbone)
-        self.stride = 1
+        self.stride: int | None = None
         self.built = False
 
     # ------------------------------------------------------------------------------------------------- the parts

@@ -55,7 +55,7 @@ def traced(model: nn.Module, images: Tensor) -> Contender:
     """``torch.jit.trace``, as in the official speed test."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        contender: Contender = torch.jit.trace(model, images)  # type: ignore[no-untyped-call]
+        contender: Contender = torch.jit.trace(model, images)
     return contender
 
 

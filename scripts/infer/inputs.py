@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -16,6 +16,8 @@ from datamodules.images import ImageDataset
 from datamodules.listing import Listing, find_images
 from datamodules.sampling import EvalSampler
 from datamodules.transforms import eval_transform
+from datamodules.video_decoding import VIDEO_SUFFIXES
+from datamodules.video_listing import find_videos
 from vision.batches import ImageBatch
 from vision.errors import InputError
 from vision.preprocessing import Preprocessing
@@ -30,6 +32,19 @@ def image_files(inputs: Sequence[str], argument: str = "--input") -> list[str]:
     Raises:
         InputError: an input does not exist, or names no images.
     """
+    return _files(inputs, argument, find_images, f"images in {{}} ({', '.join(SUFFIXES)})")
+
+
+def video_files(inputs: Sequence[str]) -> list[str]:
+    """The same for videos; a folder that holds images and no video is one video, of frames."""
+
+    def found(folder: str) -> list[str]:
+        return find_videos(folder) or ([folder] if find_images(folder) else [])
+
+    return _files(inputs, "--input", found, f"videos or frames in {{}} ({', '.join(VIDEO_SUFFIXES)})")
+
+
+def _files(inputs: Sequence[str], argument: str, find: Callable[[str], list[str]], none: str) -> list[str]:
     files: list[str] = []
     for given in inputs:
         matches = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
@@ -39,9 +54,9 @@ def image_files(inputs: Sequence[str], argument: str = "--input") -> list[str]:
             if not Path(match).is_dir():
                 files.append(match)
                 continue
-            found = find_images(match)
+            found = find(match)
             if not found:
-                raise InputError(f"{argument}: no images in {match} ({', '.join(SUFFIXES)})")
+                raise InputError(f"{argument}: no {none.format(match)}")
             files += found
     return list(dict.fromkeys(files))
 

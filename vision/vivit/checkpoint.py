@@ -29,13 +29,13 @@ class VideoRecord:
         config: of the network.
         schema: label sets and classes, in the order of the outputs.
         preprocessing: what the network expects.
-        stride: frames of a video from one frame of a clip to the next.
+        stride: frames of a video from one frame of a clip to the next; None where a clip was spread over its video.
     """
 
     config: ViViTConfig
     schema: LabelSchema
     preprocessing: Preprocessing
-    stride: int = 1
+    stride: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -58,7 +58,7 @@ class VideoRecord:
                 ViViTConfig.from_dict(values["config"]),
                 LabelSchema.parse(values["schema"]),
                 Preprocessing.from_dict(values["preprocessing"]),
-                int(values["stride"]),
+                values["stride"],
             )
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"what it says of its network is unusable ({error!r})") from error

@@ -32,14 +32,16 @@ class TubeletEmbed(nn.Module):
         size = (frames, height, width)
         self.proj = nn.Conv3d(flat.in_channels, flat.out_channels, size, size, bias=flat.bias is not None)
         self.norm = patches.norm
+        self.flatten = patches.flatten  # networks that take images of any size want rows and columns
         with torch.no_grad():
             self.proj.weight.copy_(inflate(flat.weight, frames))
             if flat.bias is not None:
                 self.proj.bias.copy_(flat.bias)  # type: ignore[union-attr]
 
     def forward(self, tubelets: Tensor) -> Tensor:
-        """``(N, 3, frames, H, W)`` to ``(N, patches, D)``, row by row."""
-        tokens: Tensor = self.norm(self.proj(tubelets).flatten(2).transpose(1, 2))
+        """``(N, 3, frames, H, W)`` to ``(N, patches, D)``, row by row, or ``(N, rows, columns, D)``."""
+        plane = self.proj(tubelets).squeeze(2).permute(0, 2, 3, 1)
+        tokens: Tensor = self.norm(plane.flatten(1, 2) if self.flatten else plane)
         return tokens
 
 

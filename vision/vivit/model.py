@@ -147,15 +147,16 @@ class FactorisedViViT(nn.Module):
             raise InputError(f"num_classes must be at least 1, got {config.num_classes}")
         if not 0 <= config.layer_drop < 1:
             raise InputError(f"layer_drop must be in [0, 1), got {config.layer_drop}")
+        if config.temporal.layers < 0:
+            raise InputError(f"temporal.layers must be at least 0, got {config.temporal.layers}")
         self.config = config
         vit: Any = create_vit(config.backbone, config.image_size, pretrained, config.backbone_options)
         if config.layer_drop:
             set_layer_drop(vit.blocks, config.layer_drop)
-        self.spatial = SpatialTransformer(vit, config.tubelet, preprocessing.mean, preprocessing.std)
-        rows, columns = (
-            side // patch for side, patch in zip(config.image_size, vit.patch_embed.patch_size, strict=True)
+        self.spatial = SpatialTransformer(
+            vit, config.image_size, config.tubelet, preprocessing.mean, preprocessing.std
         )
-        layout = Layout(self.spatial.dim, self.spatial.prefix, (rows, columns), self.spatial.has_class_token)
+        layout = Layout(self.spatial.dim, self.spatial.prefix, self.spatial.grid, self.spatial.has_class_token)
         options = config.adapter
         self.adapter = create_adapter(
             options.form, layout, config.pool, options.width, options.grid, options.heads, options.queries

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Self
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from vision.classifiers import create_timm, timm_name
@@ -44,7 +46,7 @@ def create_vit(
     for part in ("patch_embed", "blocks", "num_prefix_tokens"):
         if not hasattr(vit, part):
             raise InputError(f"'{backbone}' is not a plain vision transformer of timm's (it has no {part})")
-    if not hasattr(vit.patch_embed, "proj"):
+    if not isinstance(vit.patch_embed, PatchEmbed):
         raise InputError(f"'{backbone}' does not begin with one convolution over patches")
     vit.reset_classifier(0, "")  # type: ignore[operator]  # without attention pooling, which tokens do not pass
     return vit
@@ -57,9 +59,13 @@ class SpatialTransformer(nn.Module):
 
     Args:
         vit: of timm's, see :func:`create_vit`.
+        image_size: (height, width) of the frames in pixels.
         tubelet: frames that one token spans; 1 keeps the image transformer's own embedding.
         mean: of the RGB channels on the [0, 1] scale, for uint8 videos.
         std: the same.
+
+    Raises:
+        InputError: patches of the transformer do not fill frames of that size, or it takes another size only.
     """
 
     mean: Tensor
@@ -68,6 +74,7 @@ class SpatialTransformer(nn.Module):
     def __init__(
         self,
         vit: nn.Module,
+        image_size: tuple[int, int],
         tubelet: int = 1,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.5, 0.5, 0.5),
@@ -76,7 +83,8 @@ class SpatialTransformer(nn.Module):
         if tubelet < 1:
             raise InputError(f"tubelet must be at least 1, got {tubelet}")
         self.vit: Any = vit
-        self.tubelet = tubelet
+        self.tubelet, self.image_size = tubelet, image_size
+        self.grid = self._patches(image_size)
         if tubelet > 1:
             vit.patch_embed = TubeletEmbed(vit.patch_embed, tubelet)  # type: ignore[arg-type]
         self.dim: int = vit.num_features  # type: ignore[assignment]
@@ -88,6 +96,18 @@ class SpatialTransformer(nn.Module):
         self.bfloat16_pass = False
         self.chunk = 0
         self._features: Callable[[Tensor], Tensor] = self._forward_features
+
+    def _patches(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns."""
+        (height, width), (high, wide) = image_size, self.vit.patch_embed.patch_size
+        if height % high or width % wide:
+            raise InputError(f"image_size must be a multiple of the {high}x{wide} pixels of a patch, got {height}x{width}")
+        grid, own = (height // high, width // wide), tuple(self.vit.patch_embed.grid_size)
+        if grid != own and not getattr(self.vit, "dynamic_img_size", False):
+            raise InputError(
+                f"image_size {height}x{width} is {grid[0]}x{grid[1]} patches, this transformer takes {own[0]}x{own[1]} only"
+            )
+        return grid
 
     # ------------------------------------------------------------------------------------------------- freezing
     def freeze(self, trained_blocks: int = 0) -> None:
@@ -168,12 +188,12 @@ class SpatialTransformer(nn.Module):
         if pixels.dtype != torch.uint8:
             return pixels
         mean, std = (value.unsqueeze(1) if pixels.ndim == 5 else value for value in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+        return (pixels.to(mean.dtype) / 255 - mean) / std
 
     def embed(self, tubelets: Tensor) -> Tensor:
         """``(N, 3, [frames,] H, W)`` to the tokens before positions and class token, ``(N, patches, D)``."""
         tokens: Tensor = self.vit.patch_embed(self.normalise(tubelets))
-        return tokens
+        return tokens.flatten(1, -2)
 
     def _forward_features(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self.vit.forward_features(self.normalise(pixels))
@@ -190,18 +210,13 @@ class SpatialTransformer(nn.Module):
             ``(N, t, prefix + patches, D)`` after the final norm, ``t = T // tubelet``; or what ``keep`` made of them.
 
         Raises:
-            InputError: the clip is shorter than a tubelet, or has another size than the positions are for.
+            InputError: the clip is shorter than a tubelet, or of another size.
         """
+        found, size = tuple(video.shape[-2:]), self.image_size
+        if found != size:
+            raise InputError(f"frames of {found[0]}x{found[1]} pixels, the network takes {size[0]}x{size[1]}")
         tubelets = self.tubelets(video)
         shape, flat = tubelets.shape[:2], tubelets.flatten(0, 1)
-        size = tuple(self.vit.patch_embed.grid_size)
-        patch = self.vit.patch_embed.patch_size
-        found = (video.shape[-2] // patch[0], video.shape[-1] // patch[1])
-        if found != size and not getattr(self.vit, "dynamic_img_size", False):
-            raise InputError(
-                f"frames of {video.shape[-2]}x{video.shape[-1]} pixels are {found[0]}x{found[1]} patches, "
-                f"the spatial transformer has positions for {size[0]}x{size[1]}"
-            )
         pieces = [self._piece(part, keep) for part in self._chunks(flat)]
         tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         clips: Tensor = tokens.unflatten(0, tuple(shape))
@@ -216,13 +231,19 @@ class SpatialTransformer(nn.Module):
     def _piece(self, pixels: Tensor, keep: Keep | None) -> Tensor:
         def run() -> Tensor:
             tokens = self._features(pixels)
+            if tokens.shape[1] != self.prefix + self.grid[0] * self.grid[1]:
+                raise InputError(
+                    f"the spatial transformer gives {tokens.shape[1]} tokens, where {self.prefix} and "
+                    f"{self.grid[0]}x{self.grid[1]} patches were expected"
+                )
             return keep(tokens) if keep is not None else tokens
 
         if not self.without_graph:
             return run()
         # Where a frozen pass is run by a training, its result has to be an ordinary tensor, so no inference mode.
-        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bfloat16_pass):
-            return run().float()
+        own = torch.autocast(pixels.device.type, torch.bfloat16) if self.bfloat16_pass else nullcontext()
+        with torch.no_grad(), own:
+            return run().to(self.mean.dtype)
 
     def weights_hash(self) -> str:
         """sha256 of names and weights: what features and checkpoints without frozen weights depend on."""

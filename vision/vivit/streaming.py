@@ -55,7 +55,6 @@ class StreamingRecogniser:
         self._frames = 0
         self._tubelets = 0
 
-    @torch.no_grad()
     def push(self, frame: Tensor) -> Window | None:
         """Takes the next frame of the stream.
 
@@ -65,18 +64,30 @@ class StreamingRecogniser:
         Returns:
             A window's answer where this frame completes one, else None.
         """
-        number, self._frames = self._frames, self._frames + 1
-        if number % self.stride:
-            return None
-        self._pending.append(frame)
-        if len(self._pending) < self.tubelet:
-            return None
-        clip = torch.stack(self._pending)[None]
-        self._pending = []
-        self._ring.append(self.network.spatial(clip, self.network.adapter.summarise)[:, 0])
-        self._tubelets += 1
-        behind = self._tubelets - self.length
-        if behind < 0 or behind % self.hop:
-            return None
-        logits = self.network.read(torch.stack(list(self._ring), dim=1))[0]
-        return Window(behind * self.tubelet * self.stride, number, logits)
+        windows = self.extend(frame[None])
+        return windows[0] if windows else None
+
+    @torch.no_grad()
+    def extend(self, frames: Tensor) -> list[Window]:
+        """Takes several frames ``(n, 3, H, W)`` at once, which are encoded together; the windows that they complete."""
+        wanted = -self._frames % self.stride
+        number, self._frames = self._frames + wanted, self._frames + len(frames)
+        self._pending += list(frames[wanted :: self.stride])
+        complete = len(self._pending) // self.tubelet
+        if not complete:
+            return []
+        clip = torch.stack(self._pending[: complete * self.tubelet])[None]
+        before = len(self._pending) - len(frames[wanted :: self.stride])
+        self._pending = self._pending[complete * self.tubelet :]
+        summaries = self.network.spatial(clip, self.network.adapter.summarise)
+        windows = []
+        for i in range(complete):
+            self._ring.append(summaries[:, i])
+            self._tubelets += 1
+            behind = self._tubelets - self.length
+            if behind < 0 or behind % self.hop:
+                continue
+            logits = self.network.read(torch.stack(list(self._ring), dim=1))[0]
+            last = number + ((i + 1) * self.tubelet - 1 - before) * self.stride
+            windows.append(Window(behind * self.tubelet * self.stride, last, logits))
+        return windows

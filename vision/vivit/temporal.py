@@ -67,8 +67,8 @@ class TemporalTransformer(nn.Module):
         pos_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise InputError(f"temporal_heads must divide the width {dim}, got {heads}")
+        if heads < 1 or dim % heads:
+            raise InputError(f"temporal.heads must divide the width {dim}, got {heads}")
         self.pool, self.length = pool, length
         self.prefix = int(pool == "token")
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.prefix else None
