@@ -47,7 +47,7 @@ class VisionCLI(LightningCLI):
             if newest is None:
                 raise InputError(f"ckpt_path: no last.ckpt below {self.runs / self.run_name}")
             config.ckpt_path = str(newest)
-        if files and config.get("ckpt_path") is None:
+        if files and self.subcommand == "fit":
             self._train_first(config.model, Path(files[-1]).resolve().parent)
 
     def _train_first(self, values: Namespace, folder: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -133,6 +135,8 @@ class VideoClassifier(pl.LightningModule):
             raise InputError(f"mixup must be at least 0, got {mixup}")
         if trained_blocks and freeze == "none":
             raise InputError("trained_blocks is of a frozen spatial part: set freeze to spatial")
+        if not save_frozen and start.spatial == "random":
+            raise InputError("save_frozen must be true where start.spatial is random: no file has those weights")
         self.parts: dict[str, Any] = {
             "backbone": backbone,
             "backbone_options": backbone_options or {},
@@ -151,7 +155,7 @@ class VideoClassifier(pl.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.preprocessing = preprocessing_of(backbone)
         self.stride: int | None = None
-        self.built = False
+        self.built = self.started = False
 
     # ------------------------------------------------------------------------------------------------- the parts
     def configure_model(self) -> None:
@@ -163,33 +167,33 @@ class VideoClassifier(pl.LightningModule):
                     raise InputError("this model needs a data module of videos, such as VideoFolder")
             if self.built and data.schema != self.schema:
                 raise InputError("the classes of the network are other ones than those of the data")
-        if self.built:
-            return
         if data is None:
             if self._trainer is None:
                 return  # load_from_checkpoint: the checkpoint says it in a moment
             raise InputError("this model needs a data module, which says what the classes are")
-        self.schema, self.preprocessing, self.stride = data.schema, data.preprocessing, data.stride
-        classes = sum(len(of) for of in self.schema.tasks.values())
-        self.config = ViViTConfig(
-            num_classes=classes, frames=data.frames, image_size=self.preprocessing.size, **self.parts
-        )
-        # With a checkpoint all weights come from it.
-        starts = self.trainer.ckpt_path is None
-        self._build(pretrained=starts and self.start.spatial == "pretrained")
-        for line in apply_start(self.model, self.start) if starts else []:
-            self._say(line)
+        if not self.built:
+            self.schema, self.preprocessing, self.stride = data.schema, data.preprocessing, data.stride
+            classes = sum(len(of) for of in self.schema.tasks.values())
+            self.config = ViViTConfig(
+                num_classes=classes, frames=data.frames, image_size=self.preprocessing.size, **self.parts
+            )
+            self._build()
+        # In other runs all weights come from a checkpoint, of which nothing is known yet.
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.started:
+            self.started = True
+            for line in apply_start(self.model, self.start):
+                self._say(line)
 
-    def _build(self, pretrained: bool = False) -> None:
-        self.configure_models(pretrained)
+    def _build(self) -> None:
+        self.configure_models()
         self.configure_metrics()
         if self.freeze_mode == "spatial":
             self.model.freeze_spatial(self.trained_blocks)
         self.built = True
 
-    def configure_models(self, pretrained: bool = False) -> None:
+    def configure_models(self) -> None:
         """The network."""
-        self.model = FactorisedViViT(self.config, self.preprocessing, pretrained)
+        self.model = FactorisedViViT(self.config, self.preprocessing)
         how = self.frozen_pass
         self.model.spatial.configure(how.bfloat16, how.chunk, how.compiled)
 
@@ -233,16 +237,13 @@ class VideoClassifier(pl.LightningModule):
             raise InputError("data.cache needs a frozen spatial part: set model.freeze to spatial, trained_blocks to 0")
         if self.mixup:
             raise InputError("data.cache holds features, model.mixup mixes pixels: leave out one of them")
-        adapter = self.config.adapter
         return {
             "backbone": self.config.backbone,
             "backbone_options": dict(self.config.backbone_options),
             "weights": self.model.spatial.weights_hash(),
             "tubelet": self.config.tubelet,
             "sampled_frames": self.config.sampled_frames,
-            "kept": type(self.model.adapter).__name__,
-            "pool": self.model.adapter.pool,
-            "grid": adapter.grid if adapter.form.startswith("grid") else None,
+            "kept": self.model.adapter.kept,
             "bfloat16": self.frozen_pass.bfloat16,
             "dtype": "float16",
         }
@@ -432,7 +433,11 @@ class VideoClassifier(pl.LightningModule):
         state = checkpoint["state_dict"]
         for key in [key for key in state if key.startswith("model.spatial.")]:
             del state[key]
-        checkpoint[FROZEN] = {"source": self.start.spatial, "sha256": self.model.spatial.weights_hash()}
+        checkpoint[FROZEN] = {
+            "source": self.start.spatial,
+            "inflation": self.start.inflation,
+            "sha256": self.model.spatial.weights_hash(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint's network is this one, its classes the data's; fetches frozen weights.
@@ -447,6 +452,7 @@ class VideoClassifier(pl.LightningModule):
             self.config, self.schema = record.config, record.schema
             self.preprocessing, self.stride = record.preprocessing, record.stride
             self._build()
+        self.started = True
         if record.schema != self.schema:
             raise InputError("the checkpoint has other classes than the data")
         if record.config != self.config:
@@ -454,5 +460,7 @@ class VideoClassifier(pl.LightningModule):
             name = next(name for name in ours if ours[name] != theirs[name])
             raise InputError(f"the checkpoint has {name} {theirs[name]}, the configuration {ours[name]}")
         if frozen := checkpoint.get(FROZEN):
-            found = frozen_weights(self.model, frozen, None, "the checkpoint")
+            own = self.start.spatial if Path(self.start.spatial).is_file() else None
+            found = frozen_weights(self.model, frozen, own, "the checkpoint")
             checkpoint["state_dict"].update({f"model.{key}": value for key, value in found.items()})
+            self.start = replace(self.start, spatial=own or frozen["source"], inflation=frozen["inflation"])

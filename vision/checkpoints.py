@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     # A damaged file can fail anywhere in the reader, so every failure of it is a property of the file.
     except Exception as error:
         reason = str(error)
-        if "Unsupported global" in reason or "weights_only" in reason.lower():
+        if _is_pickle(path) and ("Unsupported global" in reason or "weights_only" in reason.lower()):
             raise InputError(
                 f"{path}: holds a pickled object, which is never executed; save tensors only "
                 "(a state dict, or safetensors)"
@@ -52,6 +52,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     return dict(content)
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as PyTorch writes it, today or before version 1.6, so that it is no text at least."""
+    with path.open("rb") as stream:
+        return stream.read(2).startswith((b"PK", b"\x80"))
 
 
 # What a training checkpoint says of its network stands under one of these keys; and the system that uses it.
@@ -66,12 +72,12 @@ def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> No
 
 
 def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
-    """The tensors of a checkpoint: itself, or what it keeps under ``model``, ``state_dict`` or ``model_ema``.
+    """The tensors of a checkpoint: itself, or what it has under ``model``, ``state_dict``, ``model_ema`` or ``module``.
 
     Raises:
         InputError: no tensors are found, or a floating-point tensor holds NaN or infinity.
     """
-    for key in ("model", "state_dict", "model_ema"):
+    for key in ("model", "state_dict", "model_ema", "module"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break

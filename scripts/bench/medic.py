@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from datamodules.builtin.scenes import TASKS as SCENES
 from scripts.bench.medic_runs import EPOCHS, LONG, SEEDS, Run, length, partial_tables, results
-from scripts.bench.medic_tables import mean_and_error, pictures, score, tables
-from scripts.bench.results import Measured, Options, claim, rounded
+from scripts.bench.medic_tables import pictures, score, tables
+from scripts.bench.results import Measured, Options, claim, mean_and_error, rounded
 from vision.labels import LabelSchema, count_labels
 from vision.measure import Comparison, compare, count_macs, count_parameters, saved_activations
 from vision.medic.checkpoint import OFFICIAL_TASKS

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from datamodules.builtin import resolve_root
 from datamodules.builtin.scenes import TASKS
+from scripts.bench.trainings import in_processes, run_vision
 from scripts.systems import CONFIGS
 
 CONFIG = CONFIGS / "medic" / "demo.yaml"
@@ -45,41 +41,20 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
     place = folder / f"{run.name}-{run.seed}"
     common = ["--config", str(CONFIG), *run.flags, "--data.seed", str(run.seed), "--data.num_workers", "0"]
     common += ["--seed_everything", str(run.seed)]
-    _vision(["fit", *common, "--trainer.default_root_dir", str(place)])
+    run_vision(["fit", *common, "--trainer.default_root_dir", str(place)])
     (best,) = place.rglob("best.ckpt")
     tested = place / "test"
-    _vision(["test", *common, "--ckpt_path", str(best), "--trainer.default_root_dir", str(tested)])
+    run_vision(["test", *common, "--ckpt_path", str(best), "--trainer.default_root_dir", str(tested)])
     (report,) = tested.rglob("test_report.json")
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     shutil.rmtree(place)
     return found
 
 
-def _vision(arguments: list[str]) -> None:
-    """Runs a command in this process, silently."""
-    from scripts.cli import main
-
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = main(arguments)
-    if status:
-        raise RuntimeError(said.getvalue())
-
-
-def _start() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # so that the command leaves the threads as they are
-    torch.set_num_threads(1)
-
-
 def results(runs: Sequence[Run], folder: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Every run with its report, as they end."""
     resolve_root("builtin:scenes")  # written once, not by two processes at a time
-    # Spawned: forked processes would inherit the threads' locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), context, initializer=_start) as pool:
-        waiting = {pool.submit(train, run, folder): run for run in runs}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+    yield from in_processes(partial(train, folder=folder), runs)
 
 
 def length(epochs: int, rows: int = 2400) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,20 +10,12 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from datamodules.builtin.scenes import TASKS
-from scripts.bench.results import claims_table, markdown, setting_line
-from vision.measure import Spread
+from scripts.bench.results import claims_table, markdown, mean_and_error, mean_text, setting_line
 from vision.pictures import ACCENT, INK, MUTED, Picture, render
 
 Row = Mapping[str, Any]
 CHANCE = 0.05
 _TITLES = {"timm:test_resnet": "timm's test_resnet (the demo's), 64 px"}
-
-
-def mean_and_error(values: Sequence[float]) -> Spread:
-    """The mean, and the mean less and plus its standard error."""
-    mean = statistics.fmean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return Spread(mean, mean - error, mean + error)
 
 
 def _group(rows: Sequence[Row], name: str) -> list[Row]:
@@ -65,10 +56,6 @@ def _costs(rows: Sequence[Row]) -> str:
     return markdown([*columns, "one image, of four's", "step, of four's"], cells)
 
 
-def _percent(spread: Spread, signed: bool = False) -> str:
-    return f"{spread.median:{'+' if signed else ''}.1f} ± {spread.high - spread.median:.1f}"
-
-
 def _together(rows: Sequence[Row]) -> str:
     seeds = _seeds(rows)
     if not seeds:
@@ -81,7 +68,11 @@ def _together(rows: Sequence[Row]) -> str:
             100 * row["metrics"][f"{task}_majority_f1_weighted"] for row in rows if row.get("contender") == "together"
         ]
         gains = [a - b for a, b in zip(one, own, strict=True)]
-        spreads = [_percent(mean_and_error(one)), _percent(mean_and_error(own)), _percent(mean_and_error(gains), True)]
+        spreads = [
+            mean_text(mean_and_error(one)),
+            mean_text(mean_and_error(own)),
+            mean_text(mean_and_error(gains), True),
+        ]
         cells.append([task, *spreads, f"{majority:.1f}"])
     columns = ["weighted F1, %", "one network", "a network of its own", "difference, points", "most frequent class"]
     return markdown(columns, cells)
@@ -94,12 +85,12 @@ def _contenders(rows: Sequence[Row], names: Sequence[str], titles: Sequence[str]
     cells = []
     for name, title in zip(names, titles, strict=True):
         by_task = [
-            _percent(mean_and_error([100 * score(rows, name, seed, [task]) for seed in seeds])) for task in TASKS
+            mean_text(mean_and_error([100 * score(rows, name, seed, [task]) for seed in seeds])) for task in TASKS
         ]
         mean = mean_and_error([100 * score(rows, name, seed) for seed in seeds])
         gain = mean_and_error([100 * (score(rows, name, seed) - score(rows, over, seed)) for seed in seeds])
-        shown = _percent(gain, True) if name != over else ""
-        cells.append([title, *by_task, _percent(mean), shown])
+        shown = mean_text(gain, True) if name != over else ""
+        cells.append([title, *by_task, mean_text(mean), shown])
     return markdown(["weighted F1, %", *TASKS, "mean", f"over {over.lower()}, points"], cells)
 
 

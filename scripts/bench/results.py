@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,18 @@ def rounded(value: float, digits: int = 4) -> float:
         if value == 0 or not math.isfinite(value)
         else round(value, digits - 1 - math.floor(math.log10(abs(value))))
     )
+
+
+def mean_and_error(values: Sequence[float]) -> Spread:
+    """The mean, and the mean less and plus its standard error."""
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return Spread(mean, mean - error, mean + error)
+
+
+def mean_text(spread: Spread, signed: bool = False) -> str:
+    """A mean with its standard error, as :func:`mean_and_error` gives it."""
+    return f"{spread.median:{'+' if signed else ''}.1f} ± {spread.high - spread.median:.1f}"
 
 
 def claim(

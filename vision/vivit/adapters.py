@@ -67,6 +67,11 @@ class Adapter(nn.Module):
             raise InputError("this spatial transformer has no class token: set pool to mean, max or sum")
         self.layout, self.pool = layout, pool
 
+    @property
+    def kept(self) -> str:
+        """What :meth:`summarise` keeps, in words: adapters that say the same can share it."""
+        return f"pooled by {self.pool}"
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """``(..., tokens, D)`` to ``(..., D)``."""
         assert self.pool is not None
@@ -119,6 +124,11 @@ class TokenAdapter(Adapter):
         super().__init__(layout, pool)
         self.bottleneck = Bottleneck(layout.dim, width)
 
+    @property
+    def kept(self) -> str:
+        """As in :class:`Adapter`."""
+        return "tokens"
+
     def summarise(self, tokens: Tensor) -> Tensor:
         """All tokens."""
         return tokens
@@ -169,6 +179,11 @@ class AttentionAdapter(Adapter):
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
 
+    @property
+    def kept(self) -> str:
+        """As in :class:`Adapter`."""
+        return "tokens"
+
     def summarise(self, tokens: Tensor) -> Tensor:
         """All tokens."""
         return tokens
@@ -205,6 +220,11 @@ class GridAdapter(Adapter):
         self.reduce = nn.Linear(layout.dim, width)
         self.expand = nn.Linear(grid * grid * width, layout.dim)
 
+    @property
+    def kept(self) -> str:
+        """As in :class:`Adapter`."""
+        return f"{self.grid}x{self.grid} grid"
+
     def summarise(self, tokens: Tensor) -> Tensor:
         """``(M, grid**2, D)``."""
         return pool_grid(tokens, self.layout, self.grid)
@@ -234,6 +254,11 @@ class GridResidualAdapter(GridAdapter):
         self.norm_bias = nn.Parameter(torch.zeros(layout.dim))
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
+
+    @property
+    def kept(self) -> str:
+        """As in :class:`Adapter`."""
+        return f"pooled by {self.pool}, and {self.grid}x{self.grid} grid of normed tokens"
 
     def summarise(self, tokens: Tensor) -> Tensor:
         """``(M, 1 + grid**2, D)``: the pooled vector, and the grid of the tokens normed without scale and shift."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vision.checkpoints import load_strict, read_checkpoint, refuse_other_record
 from vision.classifiers import weights_of
 from vision.errors import InputError
 from vision.labels import LabelSchema
 from vision.preprocessing import Preprocessing
+from vision.vivit.embedding import Inflation
 from vision.vivit.flax_file import is_flax
 from vision.vivit.model import FactorisedViViT, ViViTConfig
 from vision.vivit.official import load_official
@@ -77,7 +78,8 @@ def load_network(checkpoint: str | Path, spatial: str | Path | None = None) -> t
     if is_flax(checkpoint):
         network = load_official(checkpoint)
         schema = LabelSchema.parse({"action": [str(i) for i in range(network.config.num_classes)]})
-        return network, VideoRecord(network.config, schema, OFFICIAL_PREPROCESSING, 2)
+        preprocessing = replace(OFFICIAL_PREPROCESSING, size=network.config.image_size)
+        return network, VideoRecord(network.config, schema, preprocessing, 2)
     content = read_checkpoint(checkpoint)
     if not isinstance(content.get(RECORD), Mapping):
         refuse_other_record(content, RECORD, str(checkpoint))
@@ -101,7 +103,7 @@ def frozen_weights(
 
     Args:
         network: of the checkpoint's configuration; its spatial part is changed.
-        frozen: ``source`` (a file, or ``pretrained``) and ``sha256``.
+        frozen: ``source`` (a file, or ``pretrained``), ``inflation`` and ``sha256``.
         spatial: a file, in the place of ``source``.
         checkpoint: for the errors.
 
@@ -109,16 +111,12 @@ def frozen_weights(
         InputError: they cannot be had, or are others.
     """
     source = str(spatial or frozen["source"])
-    if source == "pretrained":
-        pretrained = FactorisedViViT(network.config, pretrained=True)
-        network.spatial.load_state_dict(pretrained.spatial.state_dict())
-    elif not Path(source).is_file():
+    if source != "pretrained" and not Path(source).is_file():
         raise InputError(
             f"{checkpoint}: was written without the frozen spatial part, which came from {source}, and that is not "
-            "there; name the file with --spatial"
+            "there; name the file with --spatial, or with model.start.spatial in training"
         )
-    else:
-        apply_start(network, Start(spatial=source))
+    apply_start(network, Start(spatial=source, inflation=cast("Inflation", frozen["inflation"])))
     if network.spatial.weights_hash() != frozen["sha256"]:
         raise InputError(f"{checkpoint}: was trained with another frozen spatial part than that of {source}")
     return {SPATIAL + key: value for key, value in network.spatial.vit.state_dict().items()}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision.checkpoints import StateDict
+from vision.checkpoints import StateDict, check_finite
 from vision.errors import InputError
 
 # Where a train state keeps the parameters: older and newer forms of Scenic's.
@@ -30,23 +30,19 @@ def read_flax(path: str | Path) -> StateDict:
             ``/``.
 
     Raises:
-        InputError: the file is missing, empty, damaged, of another format, or holds objects.
+        InputError: the file is missing, empty, damaged, of another format, or holds objects, NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the checkpoint file is empty")
-    if zipfile.is_zipfile(path):
-        return _parameters(_read_npz(path))
-    try:
-        content = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False, raw=False)
-    # Damaged files fail in as many ways as MessagePack has types.
-    except Exception as error:
-        raise InputError(f"{path}: not a readable flax checkpoint ({type(error).__name__}: {error})") from error
-    if not isinstance(content, Mapping):
+    flat = _read_npz(path) if zipfile.is_zipfile(path) else _read_msgpack(path)
+    if not flat:
         raise InputError(f"{path}: not a flax checkpoint (it holds no named parameters)")
-    return _parameters(dict(_flat(content)))
+    found = _parameters(flat)
+    check_finite(found, str(path))
+    return found
 
 
 def is_flax(path: str | Path) -> bool:
@@ -62,12 +58,26 @@ def is_flax(path: str | Path) -> bool:
     return bool(start) and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF))
 
 
+def _read_msgpack(path: Path) -> StateDict:
+    try:
+        content = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False, raw=False)
+        return dict(_flat(content)) if isinstance(content, Mapping) else {}
+    # Damaged files fail in as many ways as MessagePack has types.
+    except Exception as error:
+        raise InputError(f"{path}: not a readable flax checkpoint ({_reason(error)})") from error
+
+
 def _read_npz(path: Path) -> StateDict:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.array(file[name])) for name in file.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npz of parameters ({error})") from error
+    # As many as zip archives, their compression and NumPy's headers have.
+    except Exception as error:
+        raise InputError(f"{path}: not a readable .npz of parameters ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _extension(code: int, data: bytes) -> Any:
@@ -79,7 +89,7 @@ def _extension(code: int, data: bytes) -> Any:
     if not isinstance(dtype, torch.dtype):  # keys of random numbers and the like
         return None
     if not len(buffer):
-        return torch.zeros(tuple(shape), dtype=dtype)
+        return torch.empty(0, dtype=dtype).reshape(tuple(shape))
     return torch.frombuffer(bytearray(buffer), dtype=dtype).reshape(tuple(shape))
 
 

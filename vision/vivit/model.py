@@ -130,7 +130,6 @@ class FactorisedViViT(nn.Module):
     Args:
         config: of the network.
         preprocessing: whose mean and standard deviation uint8 videos are normalised with.
-        pretrained: the spatial transformer with the weights of timm's hub.
 
     Raises:
         InputError: parts that do not go together.
@@ -138,9 +137,7 @@ class FactorisedViViT(nn.Module):
 
     temporal: TemporalTransformer | None
 
-    def __init__(
-        self, config: ViViTConfig, preprocessing: Preprocessing | None = None, pretrained: bool = False
-    ) -> None:
+    def __init__(self, config: ViViTConfig, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         preprocessing = preprocessing or Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         if config.num_classes < 1:
@@ -150,12 +147,10 @@ class FactorisedViViT(nn.Module):
         if config.temporal.layers < 0:
             raise InputError(f"temporal.layers must be at least 0, got {config.temporal.layers}")
         self.config = config
-        vit: Any = create_vit(config.backbone, config.image_size, pretrained, config.backbone_options)
+        vit: Any = create_vit(config.backbone, config.image_size, pretrained=False, options=config.backbone_options)
         if config.layer_drop:
             set_layer_drop(vit.blocks, config.layer_drop)
-        self.spatial = SpatialTransformer(
-            vit, config.image_size, config.tubelet, preprocessing.mean, preprocessing.std
-        )
+        self.spatial = SpatialTransformer(vit, config.image_size, config.tubelet, preprocessing.mean, preprocessing.std)
         layout = Layout(self.spatial.dim, self.spatial.prefix, self.spatial.grid, self.spatial.has_class_token)
         options = config.adapter
         self.adapter = create_adapter(

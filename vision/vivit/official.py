@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vision.checkpoints import StateDict, check_keys, load_strict
+from vision.checkpoints import StateDict, check_finite, check_keys, load_strict
 from vision.errors import InputError, shorten
 from vision.vivit.flax_file import read_flax
 from vision.vivit.model import AdapterOptions, FactorisedViViT, TemporalOptions, ViViTConfig
@@ -52,11 +52,12 @@ def load_official(
     """
     given = source if isinstance(source, Mapping) else read_flax(source)
     name = "parameters" if isinstance(source, Mapping) else str(source)
+    check_finite(given, name)
     config = official_config(given, name, image_size, frames, pool)
     network = FactorisedViViT(config)
     expected = {key: value.shape for key, value in to_official(network).items()}
     check_keys(given, expected, name)
-    load_strict(network, from_official(given), name)
+    load_strict(network, from_official(given, name), name)
     return network.eval()
 
 
@@ -77,6 +78,7 @@ def official_config(
         if any(key.startswith("Transformer/") for key in given):
             hint = "; it is of an image transformer or of the joint model, only the factorised encoder is known here"
         raise InputError(f"{name}: not a factorised encoder, it lacks {shorten(missing)}{hint}")
+    _check_ranks(given, name)
     kernel, (dim, heads, _) = given["embedding/kernel"], given[query].shape
     patch = tuple(kernel.shape[-4:-2])
     sampled = kernel.ndim == 4
@@ -88,7 +90,7 @@ def official_config(
         if side * side != patches:
             raise InputError(f"{name}: its positions are for {patches} patches, no square: give image_size")
         image_size = (side * patch[0], side * patch[1])
-    layers = {part: _layers(given, part) for part in PARTS}
+    layers = {part: _layers(given, part, name) for part in PARTS}
     steps = given.get("TemporalTransformer/posembed_input/pos_embedding")
     length = int(steps.shape[1]) - has_class_token if steps is not None else 1
     frames = frames if frames is not None else length * tubelet
@@ -118,13 +120,46 @@ def official_config(
     )
 
 
-def _layers(given: Mapping[str, Tensor], part: str) -> int:
-    numbers = [int(found[1]) for key in given if (found := re.match(rf"{part}/encoderblock_(\d+)/", key))]
-    return 1 + max(numbers, default=-1)
+def _layers(given: Mapping[str, Tensor], part: str, name: str) -> int:
+    numbers = {int(found[1]) for key in given if (found := re.match(rf"{part}/encoderblock_(\d+)/", key))}
+    if missing := [number for number in range(len(numbers)) if number not in numbers]:
+        raise InputError(f"{name}: missing {part}/encoderblock_{missing[0]}")
+    return len(numbers)
 
 
-def from_official(given: Mapping[str, Tensor]) -> StateDict:
-    """Our state dict of the official parameters, whatever parts of the network they are of."""
+def _check_ranks(given: Mapping[str, Tensor], name: str) -> None:
+    wrong = [f"{key} {tuple(value.shape)}" for key, value in given.items() if value.ndim not in _ranks(key, value)]
+    if wrong:
+        raise InputError(f"{name}: misshapen {shorten(wrong)}")
+
+
+def _ranks(key: str, value: Tensor) -> tuple[int, ...]:
+    """How many axes a parameter may have; any, where the key is none of the encoder's."""
+    if key.startswith("cls_") or key.endswith("/pos_embedding"):
+        return (3,)
+    if f"/{_ATTENTION}/" in key:
+        return (3,) if key.endswith("kernel") else (1,) if "/out/" in key else (2,)
+    if key.startswith(("embedding/", "pre_logits/", "output_projection/", *PARTS)):
+        return (1,) if not key.endswith("kernel") else (4, 5) if key.startswith("embedding/") else (2,)
+    return (value.ndim,)
+
+
+def from_official(given: Mapping[str, Tensor], name: str = "parameters") -> StateDict:
+    """Our state dict of the official parameters, whatever parts of the network they are of.
+
+    Raises:
+        InputError: of a part that is there something is missing, or has another number of axes.
+    """
+    _check_ranks(given, name)
+    try:
+        return _from_official(given, name)
+    except KeyError as error:
+        raise InputError(f"{name}: missing {error.args[0]}") from error
+    except RuntimeError as error:
+        raise InputError(f"{name}: misshapen query, key or value ({str(error).splitlines()[0]})") from error
+
+
+def _from_official(given: Mapping[str, Tensor], name: str) -> StateDict:
     state: StateDict = {}
     if "embedding/kernel" in given:
         kernel = given["embedding/kernel"]
@@ -135,10 +170,9 @@ def from_official(given: Mapping[str, Tensor]) -> StateDict:
         for theirs, ours in _outer(part, prefix):
             if theirs in given:
                 state[ours] = given[theirs]
-        for number in range(_layers(given, part)):
-            block = f"{part}/encoderblock_{number}/"
-            of = {key.removeprefix(block): value for key, value in given.items() if key.startswith(block)}
-            state |= {f"{prefix}blocks.{number}.{key}": value for key, value in _block(of).items()}
+        for number in range(_layers(given, part, name)):
+            block = _block(given, f"{part}/encoderblock_{number}/")
+            state |= {f"{prefix}blocks.{number}.{key}": value for key, value in block.items()}
     for theirs, ours in (("pre_logits", "pre_logits"), ("output_projection", "head")):
         if f"{theirs}/kernel" in given:
             state |= {f"{ours}.weight": given[f"{theirs}/kernel"].T, f"{ours}.bias": given[f"{theirs}/bias"]}
@@ -152,15 +186,13 @@ def _outer(part: str, prefix: str) -> Iterator[tuple[str, str]]:
     yield f"{part}/encoder_norm/bias", f"{prefix}norm.bias"
 
 
-def _block(of: Mapping[str, Tensor]) -> StateDict:
-    state = {ours: of[theirs] for theirs, ours in _PLAIN.items()}
-    state |= {ours: of[theirs].T for theirs, ours in _DENSE.items()}
-    parts = [of[f"{_ATTENTION}/{part}/kernel"].flatten(1).T for part in ("query", "key", "value")]
-    state["attn.qkv.weight"] = torch.cat(parts)
-    state["attn.qkv.bias"] = torch.cat(
-        [of[f"{_ATTENTION}/{part}/bias"].flatten() for part in ("query", "key", "value")]
-    )
-    state["attn.proj.weight"] = of[f"{_ATTENTION}/out/kernel"].flatten(0, 1).T
+def _block(given: Mapping[str, Tensor], at: str) -> StateDict:
+    state = {ours: given[at + theirs] for theirs, ours in _PLAIN.items()}
+    state |= {ours: given[at + theirs].T for theirs, ours in _DENSE.items()}
+    parts = [f"{at}{_ATTENTION}/{part}" for part in ("query", "key", "value")]
+    state["attn.qkv.weight"] = torch.cat([given[f"{part}/kernel"].flatten(1).T for part in parts])
+    state["attn.qkv.bias"] = torch.cat([given[f"{part}/bias"].flatten() for part in parts])
+    state["attn.proj.weight"] = given[f"{at}{_ATTENTION}/out/kernel"].flatten(0, 1).T
     return state
 
 

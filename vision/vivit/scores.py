@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 ViewScore = Literal["logits", "softmax"]
@@ -35,6 +35,4 @@ def mix(batch: Tensor, share: float) -> Tensor:
 
 def draw_share(alpha: float, seed: int) -> float:
     """The share of Mixup, one for a whole batch: Beta(alpha, alpha), following from the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
-    first, second = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator).tolist()
-    return float(first / (first + second))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -101,11 +101,13 @@ class SpatialTransformer(nn.Module):
         """Rows and columns."""
         (height, width), (high, wide) = image_size, self.vit.patch_embed.patch_size
         if height % high or width % wide:
-            raise InputError(f"image_size must be a multiple of the {high}x{wide} pixels of a patch, got {height}x{width}")
+            raise InputError(
+                f"image_size must be a multiple of the {high}x{wide} pixels of a patch, got {height}x{width}"
+            )
         grid, own = (height // high, width // wide), tuple(self.vit.patch_embed.grid_size)
         if grid != own and not getattr(self.vit, "dynamic_img_size", False):
             raise InputError(
-                f"image_size {height}x{width} is {grid[0]}x{grid[1]} patches, this transformer takes {own[0]}x{own[1]} only"
+                f"image_size {height}x{width} is {grid[0]}x{grid[1]} patches, this transformer takes {own[0]}x{own[1]}"
             )
         return grid
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vision.checkpoints import StateDict, check_keys, read_checkpoint
@@ -16,7 +17,8 @@ from vision.errors import InputError, shorten
 from vision.vivit.embedding import Inflation, inflate, resize_positions, resize_temporal_positions
 from vision.vivit.flax_file import is_flax, read_flax
 from vision.vivit.model import FactorisedViViT
-from vision.vivit.official import from_official
+from vision.vivit.official import PARTS, from_official
+from vision.vivit.spatial import create_vit
 from vision.vivit.temporal import TemporalTransformer
 
 SPATIAL, TEMPORAL, ADAPTER = "spatial.vit.", "temporal.", "adapter."
@@ -30,10 +32,11 @@ class Start:
 
     Attributes:
         spatial: ``random``; ``pretrained``, the weights of timm's hub; or a file: a video network (a first stage), an
-            image classifier of ours, or weights of timm's.
+            image classifier of ours, or weights of timm's. Positions for another image size are resized as timm does
+            it (bicubic), those of a video network as the official code does it (linear, corners aligned).
         temporal: ``random``; ``image``, the last blocks of what the spatial part starts from; or a file: a video
             network, or a VideoMAE encoder, of which the last blocks are taken. From a video network the head comes too,
-            where it has as many classes.
+            where it has as many classes; positions for another number of tubelets are resized linearly.
         readout: ``new``, or a video network's file, whose adapter is taken.
         inflation: how an image transformer's embedding becomes one of tubelets.
     """
@@ -45,7 +48,7 @@ class Start:
 
 
 def apply_start(network: FactorisedViViT, start: Start) -> list[str]:
-    """Sets the parts of a network as ``start`` says; ``pretrained`` has been done when it was made.
+    """Sets the parts of a network as ``start`` says.
 
     Returns:
         A line for each part that was set and for what a file holds and nothing took.
@@ -62,11 +65,16 @@ def apply_start(network: FactorisedViViT, start: Start) -> list[str]:
         return files[path]
 
     taken: dict[str, set[str]] = {}
-    if start.spatial not in ("random", "pretrained"):
-        state = content(start.spatial)
-        used = _start_spatial(network, state, start.spatial, start.inflation)
-        taken.setdefault(start.spatial, set()).update(used)
-        said.append(f"spatial part: {len(used)} tensors of {start.spatial}")
+    if start.spatial != "random":
+        source = start.spatial
+        if source == "pretrained":
+            config = network.config
+            source = f"timm's weights of {config.backbone}"
+            vit = create_vit(config.backbone, config.image_size, pretrained=True, options=config.backbone_options)
+            files[source] = vit.state_dict()
+        used, how = _start_spatial(network, content(source), source, start.inflation)
+        taken.setdefault(source, set()).update(used)
+        said.append(f"spatial part: {len(used)} tensors of {source}{how}")
     if start.temporal == "image":
         said.append(_last_blocks(network, _blocks_of(network.spatial.vit.state_dict()), "the spatial part"))
     elif start.temporal != "random":
@@ -93,18 +101,19 @@ def read_video_or_image(path: str | Path) -> StateDict:
     """
     if is_flax(path):
         given = read_flax(path)
-        state = from_official(given)
-        if not state:
-            raise InputError(f"{path}: holds no parameters of a factorised encoder")
-        return state
+        if not any(key.startswith(tuple(PARTS)) for key in given):
+            raise InputError(
+                f"{path}: holds no parameters of a factorised encoder (of an image transformer, take timm's weights)"
+            )
+        return from_official(given, str(path))
     content = read_checkpoint(path)
     state = weights_of(content, str(path))
-    joint = any(key.startswith(("vivit.embeddings.", "embeddings.patch_embeddings.")) for key in state)
-    if joint and not _is_videomae(state):
+    kernels = [value for key, value in state.items() if key.endswith("embeddings.patch_embeddings.projection.weight")]
+    if any(kernel.ndim == 5 for kernel in kernels) and not _is_videomae(state):
         raise InputError(
             f"{path}: holds the joint space-time model (Hugging Face's VivitModel), not the factorised encoder"
         )
-    return {key.removeprefix("network."): value for key, value in state.items()}
+    return state
 
 
 def _is_videomae(state: Mapping[str, Tensor]) -> bool:
@@ -112,8 +121,11 @@ def _is_videomae(state: Mapping[str, Tensor]) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------ spatial part
-def _start_spatial(network: FactorisedViViT, state: StateDict, source: str, inflation: Inflation) -> set[str]:
-    vit = network.spatial.vit
+def _start_spatial(
+    network: FactorisedViViT, state: StateDict, source: str, inflation: Inflation
+) -> tuple[set[str], str]:
+    """The keys that were used, and in words what was done with them."""
+    vit, how = network.spatial.vit, ""
     video = any(key.startswith(SPATIAL) for key in state)
     prefix = SPATIAL if video else ""
     own = vit.state_dict()
@@ -121,17 +133,34 @@ def _start_spatial(network: FactorisedViViT, state: StateDict, source: str, infl
     head = {key for key in given if key.split(".")[0] in ("head", "fc_norm", "attn_pool") and key not in own}
     given = {key: value for key, value in given.items() if key not in head}
     if _KERNEL not in given:
+        if any(key.startswith(TEMPORAL) for key in state):
+            raise InputError(f"{source}: was written without its spatial part; give the file that this came from")
         raise InputError(f"{source}: holds neither a video network nor an image transformer of timm's")
     used = {prefix + key for key in given}
     kernel, wanted = given[_KERNEL], own[_KERNEL]
     if kernel.ndim == 4 and wanted.ndim == 5:
         given[_KERNEL] = inflate(kernel, wanted.shape[2], inflation)
+        how += f", its embedding for tubelets of {wanted.shape[2]} frames ({inflation})"
     if _POSITIONS in given and _POSITIONS in own and given[_POSITIONS].shape != own[_POSITIONS].shape:
-        before = 0 if getattr(vit, "no_embed_class", False) else network.spatial.prefix
-        given[_POSITIONS] = resize_positions(given[_POSITIONS], own[_POSITIONS], before, before)
+        given[_POSITIONS] = _resized(network, given[_POSITIONS], own[_POSITIONS], source, video)
+        how += f", positions resized to {network.spatial.grid[0]}x{network.spatial.grid[1]}"
     check_keys(given, {key: value.shape for key, value in own.items()}, source)
     vit.load_state_dict(given)
-    return used
+    return used, how
+
+
+def _resized(network: FactorisedViViT, given: Tensor, own: Tensor, source: str, video: bool) -> Tensor:
+    """Positions of another grid, as those who trained them resize them."""
+    before = 0 if getattr(network.spatial.vit, "no_embed_class", False) else network.spatial.prefix
+    try:
+        if video:
+            return resize_positions(given, own, before, before)
+        resized: Tensor = resample_abs_pos_embed(given, list(network.spatial.grid), num_prefix_tokens=before)
+    except (InputError, RuntimeError, IndexError) as error:
+        raise InputError(
+            f"{source}: {_POSITIONS} {tuple(given.shape)} cannot be resized to {tuple(own.shape)}"
+        ) from error
+    return resized
 
 
 # ----------------------------------------------------------------------------------------------------- temporal part
@@ -146,11 +175,11 @@ def _start_temporal(network: FactorisedViViT, state: StateDict, source: str) -> 
     given = {key.removeprefix(TEMPORAL): value for key, value in state.items() if key.startswith(TEMPORAL)}
     if not given:
         blocks = _blocks_of(state)
-        if not blocks:
-            raise InputError(f"{source}: holds no temporal transformer, nor blocks of an encoder")
+        if not blocks or any(key.startswith(SPATIAL) for key in state):
+            raise InputError(f"{source}: holds no temporal transformer, nor an encoder's blocks to begin one with")
         _last_blocks(network, blocks, source)
         chosen = sorted(blocks)[-len(temporal.blocks) :]
-        return {key for key in state if (found := _BLOCK.search(key)) and int(found[1]) in chosen}
+        return {key for key in state if _block_number(key) in chosen}
     own = temporal.state_dict()
     used = {TEMPORAL + key for key in given}
     if "cls_token" in own and "cls_token" not in given:
@@ -159,14 +188,45 @@ def _start_temporal(network: FactorisedViViT, state: StateDict, source: str) -> 
     if "cls_token" not in own:
         used.discard(TEMPORAL + "cls_token")
         given.pop("cls_token", None)
-    given[_POSITIONS] = resize_temporal_positions(given[_POSITIONS], own[_POSITIONS], before, temporal.prefix)
+    if _POSITIONS in given and given[_POSITIONS].ndim == 3:
+        vectors = _vectors(state), network.adapter.vectors_per_tubelet
+        if vectors[0] != vectors[1]:
+            raise InputError(f"{source}: its adapter gives {vectors[0]} vectors a tubelet, this network's {vectors[1]}")
+        given[_POSITIONS] = _resized_in_time(given[_POSITIONS], own[_POSITIONS], before, temporal.prefix, vectors[0])
     check_keys(given, {key: value.shape for key, value in own.items()}, source)
     temporal.load_state_dict(given)
-    head = {key: state[f"head.{key}"] for key in ("weight", "bias") if f"head.{key}" in state}
-    if head and all(value.shape == network.head.state_dict()[key].shape for key, value in head.items()):
-        network.head.load_state_dict(head)
-        used |= {f"head.{key}" for key in head}
-    return used
+    return used | _start_head(network, state)
+
+
+def _vectors(state: StateDict) -> int:
+    query = state.get(f"{ADAPTER}query")
+    return 1 if query is None else len(query)
+
+
+def _resized_in_time(source: Tensor, target: Tensor, before: int, prefix: int, vectors: int) -> Tensor:
+    """The positions of each of a tubelet's vectors form a line of their own."""
+    lines = [
+        resize_temporal_positions(
+            torch.cat([source[:, :before], source[:, before + i :: vectors]], dim=1),
+            torch.cat([target[:, :prefix], target[:, prefix + i :: vectors]], dim=1),
+            before,
+            prefix,
+        )
+        for i in range(vectors)
+    ]
+    joined = torch.stack([line[:, prefix:] for line in lines], dim=2).flatten(1, 2)
+    return torch.cat([lines[0][:, :prefix], joined], dim=1)
+
+
+def _start_head(network: FactorisedViViT, state: StateDict) -> set[str]:
+    """What follows the temporal transformer, where all of it fits."""
+    parts = ("head.", "pre_logits.")
+    given = {key: value for key, value in state.items() if key.startswith(parts)}
+    own = {key: value.shape for key, value in network.state_dict().items() if key.startswith(parts)}
+    if {key: value.shape for key, value in given.items()} != own:
+        return set()
+    network.load_state_dict(given, strict=False)
+    return set(given)
 
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layer)\.(\d+)\.")
@@ -184,11 +244,15 @@ def _blocks_of(state: Mapping[str, Tensor]) -> dict[int, StateDict]:
     """The blocks of an encoder under our names: timm's, the VideoMAE release's, or Hugging Face's."""
     blocks: dict[int, StateDict] = {}
     for key, value in state.items():
-        found = _BLOCK.search(key)
-        if found is None or key.startswith(("decoder.", "module.decoder.")):
-            continue
-        blocks.setdefault(int(found[1]), {})[key[found.end() :]] = value
+        number = _block_number(key)
+        if number is not None:
+            blocks.setdefault(number, {})[_BLOCK.split(key, maxsplit=1)[-1]] = value
     return {number: _renamed(of) for number, of in blocks.items()}
+
+
+def _block_number(key: str) -> int | None:
+    found = _BLOCK.search(key)
+    return None if found is None or key.startswith("decoder.") else int(found[1])
 
 
 def _renamed(of: StateDict) -> StateDict:

@@ -46,7 +46,7 @@ class StreamingRecogniser:
         for name, value in (("stride", stride), ("hop", hop)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        if network.config.sampled_frames not in (None, network.config.frames):
+        if (network.config.sampled_frames or network.config.frames) < network.config.frames:
             raise InputError("a network that samples frames of its clips cannot run on a stream: it needs whole clips")
         self.network, self.stride, self.hop = network, stride, hop
         self.length, self.tubelet = network.config.tubelets, network.config.tubelet
