@@ -156,6 +156,7 @@ class VideoClassifier(pl.LightningModule):
         self.preprocessing = preprocessing_of(backbone)
         self.stride: int | None = None
         self.built = self.started = False
+        self._no_start: InputError | None = None
 
     # ------------------------------------------------------------------------------------------------- the parts
     def configure_model(self) -> None:
@@ -168,7 +169,7 @@ class VideoClassifier(pl.LightningModule):
             if self.built and data.schema != self.schema:
                 raise InputError("the classes of the network are other ones than those of the data")
         if data is None:
-            if self._trainer is None:
+            if self.built or self._trainer is None:
                 return  # load_from_checkpoint: the checkpoint says it in a moment
             raise InputError("this model needs a data module, which says what the classes are")
         if not self.built:
@@ -178,11 +179,17 @@ class VideoClassifier(pl.LightningModule):
                 num_classes=classes, frames=data.frames, image_size=self.preprocessing.size, **self.parts
             )
             self._build()
-        # In other runs all weights come from a checkpoint, of which nothing is known yet.
         if self.trainer.state.fn == TrainerFn.FITTING and not self.started:
-            self.started = True
+            self._begin()
+
+    def _begin(self) -> None:
+        """Sets the weights that a training starts from; one that is resumed does without the files of its start."""
+        self.started = True
+        try:
             for line in apply_start(self.model, self.start):
                 self._say(line)
+        except InputError as error:
+            self._no_start = error  # whether a checkpoint follows is not known yet
 
     def _build(self) -> None:
         self.configure_models()
@@ -268,11 +275,13 @@ class VideoClassifier(pl.LightningModule):
         return views
 
     def on_fit_start(self) -> None:
-        """Checks that nothing trained lies before what is frozen.
+        """Checks that the training has its weights, and that nothing trained lies before what is frozen.
 
         Raises:
-            InputError: something does, so that the graph of the frozen blocks would be kept.
+            InputError: ``start`` cannot be carried out, or the graph of frozen blocks would be kept.
         """
+        if self._no_start is not None:
+            raise self._no_start
         if early := self.model.spatial.trained_before_frozen():
             raise InputError(
                 f"trained parameters lie before frozen blocks, whose activations would be kept: {shorten(early)}"
@@ -452,7 +461,7 @@ class VideoClassifier(pl.LightningModule):
             self.config, self.schema = record.config, record.schema
             self.preprocessing, self.stride = record.preprocessing, record.stride
             self._build()
-        self.started = True
+        self.started, self._no_start = True, None
         if record.schema != self.schema:
             raise InputError("the checkpoint has other classes than the data")
         if record.config != self.config:

@@ -319,7 +319,10 @@ def _write(
     rows: list[list[Any]] = []
     for path, of in found.items():
         for window in of.windows:
-            best = [cell for name, scores in window.scores.items() for cell in _best(schema, name, scores, 1)[0]]
+            best = []
+            for name, scores in window.scores.items():
+                ((label, share),) = _best(schema, name, scores, 1)
+                best += [label, f"{share:.4f}"]
             rows.append([path, "ok", f"{window.start:.3f}", f"{window.end:.3f}", *best])
     rows += [[path, reason, "", "", *[""] * 2 * len(schema.names)] for path, reason in unreadable.items()]
     try:

@@ -119,12 +119,20 @@ def test_central_frame_looks_at_the_second_of_two_and_an_average_at_both(inflati
 
 
 @pytest.mark.parametrize("inflation", ["central_frame", "average", "average_arp"])
-def test_inflation_of_the_hubs_weights(inflation):
-    """They are there when the network is made, inflated by the central frame."""
-    network = fresh(tubelet=3)
-    kernel = network.spatial.vit.patch_embed.proj.weight.detach()[:, :, 1].clone()
-    apply_start(network, Start(spatial="pretrained", inflation=inflation))
-    assert_close(network.spatial.vit.patch_embed.proj.weight.detach(), inflate(kernel, 3, inflation))
+@torch.no_grad()
+def test_weights_of_timms_hub(inflation, tmp_path):
+    """For which a file stands in here, as timm lets it."""
+    vit = image_transformer(num_classes=0)
+    hub = {"pretrained_cfg_overlay": {"file": str(save_plain(vit.state_dict(), tmp_path / "hub.pth"))}}
+    network = fresh(tubelet=3, image_size=(40, 40), backbone_options={**SMALL, **hub})
+    said = apply_start(network, Start(spatial="pretrained", inflation=inflation))
+    found = weights(network.spatial.vit)
+    assert_close(found.pop("patch_embed.proj.weight"), inflate(vit.patch_embed.proj.weight, 3, inflation))
+    positions = checkpoint_filter_fn(vit.state_dict(), image_transformer(img_size=(40, 40)))["pos_embed"]
+    assert_close(found.pop("pos_embed"), positions)
+    assert all(torch.equal(value, vit.state_dict()[key]) for key, value in found.items())
+    assert "of timm's weights of test_vit, its embedding for tubelets of 3 frames" in said[0]
+    assert len(said) == 1
 
 
 def test_positions_of_an_image_transformer_are_resized_as_timm_does_it(tmp_path):
