@@ -265,6 +265,8 @@ class VideoClassifier(pl.LightningModule):
 
     def _logits(self, batch: VideoBatch | FeatureBatch) -> Tensor:
         """Logits of every view, ``(B, V, classes of all sets)``."""
+        if not batch["path"]:  # none of the files could be read
+            return torch.zeros(0, 1, self.config.num_classes, device=self.device)
         if "features" in batch:
             features = batch["features"]  # type: ignore[typeddict-item]
             logits, shape = self.model.read(features.flatten(0, 1)), features.shape[:2]

@@ -166,8 +166,14 @@ def streaming(options: Options) -> tuple[list[dict[str, Any]], Comparison]:
 
 
 def frames_at_the_memory_of(rows: Sequence[Mapping[str, Any]], size: str, budget: float) -> int:
-    """How many frames a frozen network with the grid adapter can be trained on in ``budget`` bytes, one clip."""
+    """How many frames a frozen network with the grid adapter can be trained on in ``budget`` bytes, one clip.
+
+    Counted are weights, gradients, AdamW's averages, what is held for the backward pass, and the clip, a byte a value;
+    not the passing activations of the frozen pass, which its chunks bound. 0 where not even the weights fit.
+    """
     of = {row["frames"]: row["metrics"] for row in rows if row["size"] == size and row["form"] == "frozen + grid"}
     few, many = FRAMES
     each = (of[many]["held_bytes"] - of[few]["held_bytes"]) / (many - few)
-    return int(few + (budget - of[few]["state_bytes"] - of[few]["held_bytes"]) / each)
+    each += 3 * 224 * 224
+    fixed = of[few]["state_bytes"] + of[few]["held_bytes"] - few * (each - 3 * 224 * 224)
+    return max(0, int((budget - fixed) / each))

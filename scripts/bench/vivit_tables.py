@@ -186,7 +186,11 @@ def _decoders(rows: Sequence[Row]) -> str:
 
 def _budget(rows: Sequence[Row]) -> str:
     cells = [
-        [f"ViT-{row['size']}, frozen + grid adapter", f"{row['metrics']['frames']:,}"] for row in _group(rows, "budget")
+        [
+            f"ViT-{row['size']}, frozen + grid adapter",
+            f"{row['metrics']['frames']:,}" if row["metrics"]["frames"] else "does not fit",
+        ]
+        for row in _group(rows, "budget")
     ]
     (total, *_) = [row["metrics"]["budget_bytes"] for row in _group(rows, "budget")]
     return markdown([f"in {total / 1e9:.1f} GB, what ViT-B/16 takes end to end on 32 frames", "frames"], cells)
