@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m scripts.demo
 
+# Two files at a time, the demo's first, since it takes as long as all the others.
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scripts/test_demo.py tests
 
 lint: setup
 	@$(BIN)/ruff check .

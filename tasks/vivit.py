@@ -40,11 +40,13 @@ class FrozenPass:
         bfloat16: compute in bfloat16; the weights stay as they are.
         chunk: tubelets at a time, 0 for all: the pass takes the memory of so many images in inference.
         compiled: by ``torch.compile``.
+        kept: what a feature cache keeps its numbers in.
     """
 
     bfloat16: bool = False
     chunk: int = 256
     compiled: bool = False
+    kept: Literal["float16", "float32"] = "float16"
 
 
 class VideoPrediction(TypedDict):
@@ -252,7 +254,7 @@ class VideoClassifier(pl.LightningModule):
             "sampled_frames": self.config.sampled_frames,
             "kept": self.model.adapter.kept,
             "bfloat16": self.frozen_pass.bfloat16,
-            "dtype": "float16",
+            "dtype": self.frozen_pass.kept,
         }
 
     # -------------------------------------------------------------------------------------------------- training
@@ -362,8 +364,9 @@ class VideoClassifier(pl.LightningModule):
         if len(scores) == 2:
             first, second = (found[known] for found in scores.values())
             pair = labels[known, 0] * second.shape[1] + labels[known, 1]
-            best = joint_scores(first, second).topk(min(5, first.shape[1] * second.shape[1]), dim=1).indices
-            metrics["top5"].update((best == pair[:, None]).any(dim=1).float())
+            pairs = joint_scores(first, second)
+            if pairs.shape[1] > 5:
+                metrics["top5"].update((pairs.topk(5, dim=1).indices == pair[:, None]).any(dim=1).float())
 
     def validation_step(self, batch: VideoBatch | FeatureBatch, batch_idx: int) -> None:
         """Adds a batch to the validation measures."""

@@ -118,7 +118,9 @@ def check_views_sampling(case: Case) -> None:
             results[key] = array
     logits, onehot = (torch.from_numpy(case.arrays[f"nounverb_{of}"]) for of in ("logits", "onehot"))
     pairs = case.arrays["joint_scores"].shape[1]
-    nouns = next(n for n in range(1, logits.shape[1]) if n * (logits.shape[1] - n) == pairs and onehot[:, :n].sum() == 3)
+    nouns = next(
+        n for n in range(1, logits.shape[1]) if n * (logits.shape[1] - n) == pairs and onehot[:, :n].sum() == 3
+    )
     results["joint_scores"] = joint_scores(logits[:, :nouns], logits[:, nouns:])
     results["joint_labels"] = (onehot[:, :nouns, None] * onehot[:, None, nouns:]).flatten(1)
     share = case.info["config"]["mixup_lambda"]

@@ -46,6 +46,15 @@ def test_every_task_beats_its_most_frequent_class(demo):
 
 
 @pytest.mark.timeout(900)
+def test_motion_is_seen_by_the_grid_and_not_by_the_class_token(demo):
+    folder, _ = demo
+    trained = json.loads((folder / "results.json").read_text())["systems"]["vivit"]["trained"]
+    assert trained["grid"]["top1"] >= 0.65
+    assert trained["grid"]["top1"] >= trained["cls"]["top1"] + 0.35
+    assert trained["grid"]["reversed"] >= 0.8
+
+
+@pytest.mark.timeout(900)
 def test_exported_networks_decide_as_the_trained_ones(demo):
     folder, _ = demo
     for data in ("photographs", "digits"):
@@ -75,6 +84,7 @@ def test_the_report_opens(demo):
     assert 'data-all="0"' not in page
     assert "Beside other small networks" in page
     assert "vision fit --config configs/efficientvit/demo.yaml" in page
+    assert "eight motions, unseen photographs" in page
     assert "Which pictures a person should look at first" in page
 
 
@@ -83,5 +93,5 @@ def test_what_is_done_is_not_done_again(demo):
     folder, first = demo
     assert "done before" not in first
     second = _run(folder)
-    assert second.count("done before: vision fit") == 3
+    assert second.count("done before: vision fit") == 6
     assert "\n$ " not in second

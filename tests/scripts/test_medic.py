@@ -17,8 +17,9 @@ from PIL import Image
 from datamodules.builtin.scenes import TASKS as SCENES
 from datamodules.transforms import eval_transform
 from scripts.bench.medic_runs import partial_tables
-from scripts.bench.medic_tables import mean_and_error, tables
+from scripts.bench.medic_tables import tables
 from scripts.bench.pages import ROOT
+from scripts.bench.results import mean_and_error
 from scripts.export.medic import OnnxMultitask
 from scripts.systems import CONFIGS
 from tests.command import error_line, vision

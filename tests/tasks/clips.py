@@ -60,9 +60,9 @@ def moving_squares(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     video = torch.randint(0, 40, (count, 1, 4, 3, *SIZE), generator=generator)
     labels = torch.arange(count) % 2
     for clip, right in zip(video[:, 0], labels.tolist(), strict=True):
-        row, start = (int(torch.randint(0, 17, (1,), generator=generator)) for _ in range(2))
+        row, start = (int(torch.randint(0, 13, (1,), generator=generator)) for _ in range(2))
         for time in range(4):
-            column = start + 2 * (time if right else 3 - time)
+            column = start + 4 * (time if right else 3 - time)
             clip[time, :, row : row + 10, column : column + 8] += 200
     return video.to(torch.uint8), labels[:, None]
 

@@ -158,8 +158,11 @@ def test_only_the_convolution_sees_other_tubelets():
     assert changed(adapter("attention", queries=2), place) == [4, 5]
 
 
+@torch.no_grad()
 def test_the_convolution_leaves_prefix_tokens_among_themselves():
     conv = adapter("conv3d", "token")
+    first = tokens()[:, :, 0]
+    assert_close(apply(conv, tokens()), first + bottleneck(first, conv.bottleneck))
     assert changed(conv, (0, 2, 0)) == [2]
     assert changed(conv, (0, 2, 10)) == []
 

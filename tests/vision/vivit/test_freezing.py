@@ -190,6 +190,9 @@ def test_what_is_trained_before_frozen_blocks_is_found():
         "vit.patch_embed.proj.bias",
         "vit.blocks.0.norm1.weight",
     ]
+    network.freeze_spatial()
+    network.spatial.vit.blocks[1].mlp.fc1.bias.requires_grad_(True)
+    assert network.spatial.trained_before_frozen() == ["vit.blocks.1.mlp.fc1.bias"], "the third block is frozen"
 
 
 @pytest.mark.parametrize("number", [-1, 3])
