@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 import datamodules  # noqa: F401
 import tasks  # noqa: F401
 from scripts.argument_errors import explain
+from scripts.stages import Stage, note_finished, run_name
 from tasks.callbacks import PredictionTable
 from tasks.checkpointing import RandomState, SafeCheckpointIO
 from vision.errors import InputError
 
 VERBS = ("fit", "validate", "test", "predict")
-FINISHED = "finished"  # an empty file in the folder of a training that came to its end
 EXTRAS = {"tensorboard": "tensorboard"}  # optional packages, and the extra of this distribution that brings each
 
 
@@ -39,7 +38,7 @@ class VisionCLI(LightningCLI):
         """Names the run after its configuration, and finds the checkpoint that ``--ckpt_path last`` means."""
         config = self.config[self.subcommand]
         files = [str(path) for path in config.get("config") or []]
-        self.run_name = "/".join(Path(files[-1]).resolve().with_suffix("").parts[-2:]) if files else "run"
+        self.run_name = run_name(Path(files[-1])) if files else "run"
         self.runs = Path(config.trainer.default_root_dir or "runs")
         if config.get("ckpt_path") == "last":
             checkpoints = (self.runs / self.run_name).glob("version_*/checkpoints/last.ckpt")
@@ -47,36 +46,34 @@ class VisionCLI(LightningCLI):
             if newest is None:
                 raise InputError(f"ckpt_path: no last.ckpt below {self.runs / self.run_name}")
             config.ckpt_path = str(newest)
-        if files and self.subcommand == "fit":
-            self._train_first(config.model, Path(files[-1]).resolve().parent)
+        if files and self.subcommand == "fit" and config.get("ckpt_path") is None:
+            self._train_first(config, Path(files[-1]).resolve())
 
-    def _train_first(self, values: Namespace, folder: Path) -> None:
+    def _train_first(self, config: Namespace, second: Path) -> None:
         """Puts the best checkpoint of a configuration where the task's arguments name that configuration.
 
-        So a second stage names its first one by its file, and one command trains both. A run that is there is taken.
+        So a second stage names its first one by its file, and one command trains both. A finished run of that very
+        configuration is taken as it is.
         """
-        for key, value in list(values.items(branches=False)):
+        for key, value in list(config.model.items(branches=False)):
             if not (isinstance(value, str) and value.endswith(".yaml")):
                 continue
-            file = folder / value
-            if not file.is_file():
-                raise InputError(f"model.{key}: no such configuration: {file}")
-            name = "/".join(file.with_suffix("").parts[-2:])
-            if (found := self._best_of(name)) is None:
-                self._say(f"{name} is trained first, for model.{key.removeprefix('init_args.')}")
-                command = [sys.executable, "-m", "scripts.cli", "fit", "--config", str(file)]
-                command += ["--trainer.default_root_dir", str(self.runs)]
-                ended = subprocess.run(command, check=False)  # noqa: S603 (our own command)
-                if ended.returncode or (found := self._best_of(name)) is None:
-                    raise InputError(f"model.{key}: the training of {name} failed")
-            self._say(f"{key.removeprefix('init_args.')}: {found}")
-            values[key] = str(found)
-
-    def _best_of(self, name: str) -> Path | None:
-        """``best.ckpt`` of the newest finished run of a configuration."""
-        runs = [file.parent for file in (self.runs / name).glob(f"version_*/{FINISHED}")]
-        found = [file for run in runs if (file := run / "checkpoints" / "best.ckpt").is_file()]
-        return max(found, key=lambda file: file.stat().st_mtime, default=None)
+            name = f"model.{key.removeprefix('init_args.')}"
+            first = second.parent / value
+            if not first.is_file():
+                raise InputError(f"{name}: no such configuration: {first}")
+            stage = Stage(first, second, config)
+            if (found := stage.best(self.runs)) is None:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+                    raise InputError(
+                        f"{name}: train it first, vision fit --config {first} (several processes are running)"
+                    )
+                self._say(f"{stage.run_name} is trained first, for {name}")
+                found = stage.train(self.runs)
+            if found is None:
+                raise InputError(f"{name}: the training of {first} failed")
+            self._say(f"{name}: {found}")
+            config.model[key] = str(found)
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's way, which unpickles the checkpoint here to mix its arguments into the configuration."""
@@ -152,7 +149,7 @@ class VisionCLI(LightningCLI):
         """Says what came out and where it is."""
         folder = self.trainer.log_dir
         if folder is not None and self.trainer.is_global_zero and not self.trainer.interrupted:
-            Path(folder, FINISHED).touch()
+            note_finished(Path(folder), sys.argv[1:])
         measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
         chosen = getattr(self.model, "headline", [name for name in measures if name.startswith("val_")])
         if shown := [f"{name} {measures[name]:.4f}" for name in chosen if name in measures]:

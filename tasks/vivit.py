@@ -137,6 +137,10 @@ class VideoClassifier(pl.LightningModule):
             raise InputError(f"mixup must be at least 0, got {mixup}")
         if trained_blocks and freeze == "none":
             raise InputError("trained_blocks is of a frozen spatial part: set freeze to spatial")
+        if frozen_pass.bfloat16 and (trained_blocks or freeze == "none"):
+            raise InputError(
+                "frozen_pass.bfloat16 is of a spatial part that is wholly frozen; for others there is trainer.precision"
+            )
         if not save_frozen and start.spatial == "random":
             raise InputError("save_frozen must be true where start.spatial is random: no file has those weights")
         self.parts: dict[str, Any] = {
@@ -188,7 +192,7 @@ class VideoClassifier(pl.LightningModule):
         """Sets the weights that a training starts from; one that is resumed does without the files of its start."""
         self.started = True
         try:
-            for line in apply_start(self.model, self.start):
+            for line in apply_start(self.model, self.start, self.schema):
                 self._say(line)
         except InputError as error:
             self._no_start = error  # whether a checkpoint follows is not known yet
@@ -301,13 +305,19 @@ class VideoClassifier(pl.LightningModule):
             video = cast("VideoBatch", batch)["video"]
             pixels = self.model.spatial.normalise(video.flatten(0, 2)).unflatten(0, tuple(video.shape[:3]))
             batch = cast("VideoBatch", {**batch, "video": mix(pixels, share)})
-        logits = self._logits(batch)[:, 0]
-        losses = [
-            self._loss(part, column, share)
-            for part, column in zip(self._split(logits).values(), labels.unbind(dim=1), strict=True)
-        ]
-        loss = torch.stack(losses).mean()
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        if batch["path"]:
+            logits = self._logits(batch)[:, 0]
+            losses = [
+                self._loss(part, column, share)
+                for part, column in zip(self._split(logits).values(), labels.unbind(dim=1), strict=True)
+            ]
+            loss = torch.stack(losses).mean()
+        else:
+            # None of the files could be read: a loss without effect, for the other processes' backward pass needs one.
+            trained = [parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
+            loss = 0.0 * torch.stack(trained).sum()
+        videos = max(1, len(labels))
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=videos)
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor, share: float | None) -> Tensor:

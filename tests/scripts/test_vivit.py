@@ -72,7 +72,7 @@ def test_the_configuration_before_is_trained_first_and_once(folder):
     assert "configs/stage1 is trained first, for model.start.spatial" in said
     assert "trained first, for model.start.temporal" not in said
     assert len(list((folder / "runs" / "configs" / "stage1").glob("version_*"))) == 1
-    assert "temporal part:" in said
+    assert "temporal part and head:" in said
     assert "not taken" in said
     first, _ = load_network(next((folder / "runs" / "configs" / "stage1").rglob("best.ckpt")))
     second, record = load_network(folder / "best.ckpt")
@@ -86,6 +86,22 @@ def test_a_second_training_takes_what_is_there(folder):
     assert finished.returncode == 0, finished.stderr
     assert "trained first" not in finished.stdout
     assert "the cache takes" not in finished.stdout
+
+
+def test_another_first_stage_is_trained_anew_and_told_where_the_data_is(folder, tmp_path):
+    """A run of the same name is taken only where it was asked for the same."""
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    command = ["fit", "--config", folder / "configs" / "stage2.yaml", "--data.root", tmp_path / "videos"]
+    command += ["--data.cache", "null", "--trainer.default_root_dir", tmp_path / "runs", "--trainer.max_epochs", "1"]
+    for trained in (True, False):
+        finished = vision(*command)
+        assert finished.returncode == 0, finished.stderr
+        assert ("configs/stage1 is trained first" in finished.stdout) == trained
+    (asked,) = (tmp_path / "runs" / "configs" / "stage1").glob("version_*/config.yaml")
+    assert yaml.safe_load(asked.read_text())["data"]["init_args"]["root"] == str(tmp_path / "videos")
+    (note,) = (tmp_path / "runs" / "configs" / "stage1").glob("version_*/finished.json")
+    note.write_text(note.read_text().replace("data.root", "data.other"))
+    assert "configs/stage1 is trained first" in vision(*command).stdout
 
 
 def test_a_configuration_that_is_not_there(folder):

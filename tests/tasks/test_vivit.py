@@ -254,6 +254,13 @@ def test_batches_and_sets_without_anything_to_measure(tmp_path):
     assert not any("verb" in name or name == "val_top1" for name in found)
 
 
+def test_a_training_batch_of_which_nothing_could_be_read_changes_nothing(tmp_path):
+    options = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1)}
+    whole, gappy = (two_sets(16, sizes=sizes) for sizes in ([8, 8], [8, 0, 8]))
+    found = [copy_of(fit(tmp_path, data, **options)[0].model) for data in (whole, gappy)]
+    assert same(*found)
+
+
 def test_predictions_are_written_a_row_a_video(tmp_path):
     data = two_sets(6, sizes=[4, 0, 2], views=2)
     _, task = first_loss(tmp_path, two_sets(8))
@@ -456,7 +463,11 @@ def test_two_stages(tmp_path, capsys):
     assert same(copy_of(second.model.head), copy_of(first.model.head))
     assert torch.equal(second.model.temporal.pos_embed[:, [0, 1, 8]], first.model.temporal.pos_embed[:, [0, 1, 4]])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("vision: ")]
-    assert [line.split(":")[1].strip() for line in said] == ["spatial part", "temporal part", f"not taken of {path}"]
+    assert [line.split(":")[1].strip() for line in said] == [
+        "spatial part",
+        "temporal part and head",
+        f"not taken of {path}",
+    ]
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):

@@ -8,9 +8,8 @@ to, and it is what a feature cache stores.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +56,6 @@ class Adapter(nn.Module):
     """
 
     vectors_per_tubelet: int = 1
-    identity_at_start: ClassVar[bool] = True
 
     def __init__(self, layout: Layout, pool: Pool | None) -> None:
         super().__init__()
@@ -167,8 +165,6 @@ class Conv3dAdapter(TokenAdapter):
 class AttentionAdapter(Adapter):
     """Learned queries that read the tokens by multi-head attention, in EVL's manner; a vector for each query."""
 
-    identity_at_start: ClassVar[bool] = False
-
     def __init__(self, layout: Layout, heads: int, queries: int) -> None:
         super().__init__(layout, None)
         dim = layout.dim
@@ -207,8 +203,6 @@ class GridAdapter(Adapter):
     it is no identity at the start.
     """
 
-    identity_at_start: ClassVar[bool] = False
-
     def __init__(self, layout: Layout, pool: Pool | None, width: int, grid: int) -> None:
         super().__init__(layout, pool)
         if not 1 <= grid <= min(layout.grid):
@@ -245,8 +239,6 @@ class GridResidualAdapter(GridAdapter):
     The norm's scale and shift are per channel and so commute with the average: they are applied behind it, and remain
     trainable with a cache too.
     """
-
-    identity_at_start: ClassVar[bool] = True
 
     def __init__(self, layout: Layout, pool: Pool, width: int, grid: int) -> None:
         super().__init__(layout, pool, width, grid)
@@ -303,10 +295,3 @@ def create_adapter(
     if form not in bottlenecks:
         raise InputError(f"adapter.form must be one of {', '.join(get_args(Form))}, got {form}")
     return bottlenecks[form](layout, pool, width)
-
-
-def summary_numbers(adapter: Adapter) -> int:
-    """How many numbers of a tubelet's tokens an adapter keeps."""
-    layout = adapter.layout
-    tokens = torch.zeros(1, layout.prefix + math.prod(layout.grid), layout.dim, device="meta")
-    return adapter.summarise(tokens).numel()

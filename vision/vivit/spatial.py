@@ -225,7 +225,7 @@ class SpatialTransformer(nn.Module):
         return clips
 
     def _chunks(self, flat: Tensor) -> Iterator[Tensor]:
-        if not self.chunk or not self.without_graph:
+        if not self.chunk or (torch.is_grad_enabled() and not self.without_graph):
             yield flat
             return
         yield from flat.split(self.chunk)

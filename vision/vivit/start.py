@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from vision.checkpoints import StateDict, check_keys, read_checkpoint
 from vision.classifiers import weights_of
 from vision.errors import InputError, shorten
+from vision.labels import LabelSchema
 from vision.vivit.embedding import Inflation, inflate, resize_positions, resize_temporal_positions
 from vision.vivit.flax_file import is_flax, read_flax
 from vision.vivit.model import FactorisedViViT
@@ -35,8 +37,9 @@ class Start:
             image classifier of ours, or weights of timm's. Positions for another image size are resized as timm does
             it (bicubic), those of a video network as the official code does it (linear, corners aligned).
         temporal: ``random``; ``image``, the last blocks of what the spatial part starts from; or a file: a video
-            network, or a VideoMAE encoder, of which the last blocks are taken. From a video network the head comes too,
-            where it has as many classes; positions for another number of tubelets are resized linearly.
+            network, or a VideoMAE encoder, of which the last blocks are taken. From a checkpoint of ours the head comes
+            too, where it has the same classes in the same order; positions for another number of tubelets are resized
+            linearly.
         readout: ``new``, or a video network's file, whose adapter is taken.
         inflation: how an image transformer's embedding becomes one of tubelets.
     """
@@ -47,8 +50,20 @@ class Start:
     inflation: Inflation = "central_frame"
 
 
-def apply_start(network: FactorisedViViT, start: Start) -> list[str]:
+class Weights(NamedTuple):
+    """A file's weights, and the classes that it says they are for."""
+
+    state: StateDict
+    classes: Mapping[str, Any] | None
+
+
+def apply_start(network: FactorisedViViT, start: Start, schema: LabelSchema | None = None) -> list[str]:
     """Sets the parts of a network as ``start`` says.
+
+    Args:
+        network: is changed.
+        start: where its parts start from.
+        schema: the classes of the network's outputs; without, the head stays new.
 
     Returns:
         A line for each part that was set and for what a file holds and nothing took.
@@ -57,12 +72,12 @@ def apply_start(network: FactorisedViViT, start: Start) -> list[str]:
         InputError: a file cannot be read, is of another kind of model, or does not fit.
     """
     said = []
-    files: dict[str, StateDict] = {}
+    files: dict[str, Weights] = {}
 
     def content(path: str) -> StateDict:
         if path not in files:
             files[path] = read_video_or_image(path)
-        return files[path]
+        return files[path].state
 
     taken: dict[str, set[str]] = {}
     if start.spatial != "random":
@@ -71,7 +86,7 @@ def apply_start(network: FactorisedViViT, start: Start) -> list[str]:
             config = network.config
             source = f"timm's weights of {config.backbone}"
             vit = create_vit(config.backbone, config.image_size, pretrained=True, options=config.backbone_options)
-            files[source] = vit.state_dict()
+            files[source] = Weights(vit.state_dict(), None)
         used, how = _start_spatial(network, content(source), source, start.inflation)
         taken.setdefault(source, set()).update(used)
         said.append(f"spatial part: {len(used)} tensors of {source}{how}")
@@ -80,21 +95,24 @@ def apply_start(network: FactorisedViViT, start: Start) -> list[str]:
     elif start.temporal != "random":
         state = content(start.temporal)
         used = _start_temporal(network, state, start.temporal)
+        same_classes = schema is not None and files[start.temporal].classes == schema.as_dict()
+        head = _start_head(network, state) if same_classes else set()
+        used |= head
+        said.append(f"temporal part{' and head' if head else ''}: {len(used)} tensors of {start.temporal}")
         taken.setdefault(start.temporal, set()).update(used)
-        said.append(f"temporal part: {len(used)} tensors of {start.temporal}")
     if start.readout != "new":
         used = _start_readout(network, content(start.readout), start.readout)
         taken.setdefault(start.readout, set()).update(used)
         said.append(f"readout: {len(used)} tensors of {start.readout}")
     for path, used in taken.items():
-        rest = [key for key in files[path] if key not in used]
+        rest = [key for key in files[path].state if key not in used]
         if rest:
             said.append(f"not taken of {path}: {shorten(rest)}")
     return said
 
 
-def read_video_or_image(path: str | Path) -> StateDict:
-    """A file's weights: of a video network under our names (``spatial.vit.``...), of an image transformer under timm's.
+def read_video_or_image(path: str | Path) -> Weights:
+    """A file's weights and classes: of a video network under our names (``spatial.vit.``...), else under timm's.
 
     Raises:
         InputError: the file cannot be read, or is of the joint ViViT model.
@@ -105,7 +123,7 @@ def read_video_or_image(path: str | Path) -> StateDict:
             raise InputError(
                 f"{path}: holds no parameters of a factorised encoder (of an image transformer, take timm's weights)"
             )
-        return from_official(given, str(path))
+        return Weights(from_official(given, str(path)), None)
     content = read_checkpoint(path)
     state = weights_of(content, str(path))
     kernels = [value for key, value in state.items() if key.endswith("embeddings.patch_embeddings.projection.weight")]
@@ -113,7 +131,8 @@ def read_video_or_image(path: str | Path) -> StateDict:
         raise InputError(
             f"{path}: holds the joint space-time model (Hugging Face's VivitModel), not the factorised encoder"
         )
-    return state
+    record = content.get(RECORD)
+    return Weights(state, record.get("schema") if isinstance(record, Mapping) else None)
 
 
 def _is_videomae(state: Mapping[str, Tensor]) -> bool:
@@ -195,7 +214,7 @@ def _start_temporal(network: FactorisedViViT, state: StateDict, source: str) -> 
         given[_POSITIONS] = _resized_in_time(given[_POSITIONS], own[_POSITIONS], before, temporal.prefix, vectors[0])
     check_keys(given, {key: value.shape for key, value in own.items()}, source)
     temporal.load_state_dict(given)
-    return used | _start_head(network, state)
+    return used
 
 
 def _vectors(state: StateDict) -> int:

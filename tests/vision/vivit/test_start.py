@@ -172,7 +172,7 @@ def test_the_second_stage_begins_where_the_first_one_ended(tmp_path):
     path = video_checkpoint(first, tmp_path / "first.ckpt")
     second = fresh("grid_residual", frames=32, tubelet=2, seed=1)
     adapter = weights(second.adapter)
-    said = apply_start(second, Start(spatial=str(path), temporal=str(path)))
+    said = apply_start(second, Start(spatial=str(path), temporal=str(path)), LabelSchema.parse(SCHEMA))
     assert same_weights(weights(second.spatial), weights(first.spatial))
     assert same_weights(weights(second.head), weights(first.head))
     assert same_weights(weights(second.adapter), adapter)
@@ -214,11 +214,22 @@ def test_the_head_comes_along_only_where_all_of_it_fits(tmp_path):
     for options, comes in (({"pre_logits": 6}, True), ({"pre_logits": 6, "num_classes": 4}, False), ({}, False)):
         network = fresh(seed=1, **options)
         before = weights(network)
-        said = " ".join(apply_start(network, Start(str(path), str(path), str(path))))
+        said = " ".join(apply_start(network, Start(str(path), str(path), str(path)), LabelSchema.parse(SCHEMA)))
         found, old = network.state_dict(), lively(pre_logits=6).state_dict()
         for key in set(head) & set(before):
             assert torch.equal(found[key], (old if comes else before)[key])
         assert all((key in said) != comes for key in head), "what is not taken is named"
+
+
+@pytest.mark.parametrize("classes", [["b", "a", "c", "d", "e"], ["v", "w", "x", "y", "z"]])
+def test_the_head_stays_new_where_as_many_classes_are_others(classes, tmp_path):
+    path = video_checkpoint(lively(), tmp_path / "a.ckpt")
+    network = fresh(seed=1)
+    before = weights(network.head)
+    said = apply_start(network, Start(str(path), str(path)), LabelSchema.parse({"action": classes}))
+    assert same_weights(weights(network.head), before)
+    assert "temporal part: " in said[1]
+    assert "head.weight" in said[2]
 
 
 def test_each_query_has_a_line_of_positions(tmp_path):
@@ -237,7 +248,7 @@ def test_class_tokens_over_time(tmp_path):
     with_token, without = lively("none"), lively("none", temporal_pool="mean")
     path = video_checkpoint(with_token, tmp_path / "token.ckpt")
     network = fresh("none", temporal_pool="mean")
-    said = apply_start(network, Start(str(path), str(path)))
+    said = apply_start(network, Start(str(path), str(path)), LabelSchema.parse(SCHEMA))
     assert torch.equal(network.temporal.pos_embed, with_token.temporal.pos_embed[:, 1:])
     assert said[2:] == [f"not taken of {path}: temporal.cls_token"]
     with pytest.raises(InputError, match="its temporal part has no class token: set temporal_pool to mean"):
@@ -331,8 +342,9 @@ def test_official_checkpoints(root, tmp_path):
     path = write_flax(tmp_path / "checkpoint_100", to_official(first), root, chunked=query)
     second = fresh("none", tubelet=2, seed=1)
     said = apply_start(second, Start(spatial=str(path), temporal=str(path)))
-    assert same_weights(weights(second), weights(first))
-    assert len(said) == 2, "nothing is left over"
+    assert same_weights(weights(second.spatial), weights(first.spatial))
+    assert same_weights(weights(second.temporal), weights(first.temporal))
+    assert said[2:] == [f"not taken of {path}: head.weight, head.bias"], "whose classes they are is not said"
 
 
 def test_flattened_arrays(tmp_path):
