@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
@@ -15,11 +14,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
-from tasks.classification import Measures
 from tasks.optimization import decay_groups, scheduled
 from tasks.reporting import log_picture
+from tasks.video_measures import VideoMeasures
 from vision.batches import FeatureBatch, VideoBatch
 from vision.classifiers import preprocessing_of
 from vision.errors import InputError, shorten
@@ -27,7 +25,7 @@ from vision.labels import MISSING, LabelSchema
 from vision.pictures import confusion_figure, render
 from vision.vivit.checkpoint import FROZEN, VideoRecord, frozen_weights
 from vision.vivit.model import AdapterOptions, FactorisedViViT, TemporalOptions, ViViTConfig
-from vision.vivit.scores import ViewScore, draw_share, joint_scores, mean_over_views, mix, smooth
+from vision.vivit.scores import ViewScore, draw_share, mean_over_views, mix, smooth
 from vision.vivit.start import RECORD, Start, apply_start
 from vision.vivit.temporal import Pool
 
@@ -212,13 +210,7 @@ class VideoClassifier(pl.LightningModule):
 
     def configure_metrics(self) -> None:
         """The measures of a validation or test pass, reduced over all processes."""
-        sets = self.schema.tasks
-        self.measures = nn.ModuleDict(
-            {part: nn.ModuleDict({name: Measures(len(of)) for name, of in sets.items()}) for part in ("val", "test")}
-        )
-        self.joint = nn.ModuleDict(
-            {part: nn.ModuleDict({"top1": MeanMetric(), "top5": MeanMetric()}) for part in ("val", "test")}
-        )
+        self.measures = nn.ModuleDict({part: VideoMeasures(self.schema) for part in ("val", "test")})
 
     def _data(self) -> Any:
         return self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
@@ -351,32 +343,8 @@ class VideoClassifier(pl.LightningModule):
         return parts
 
     def _evaluate(self, batch: VideoBatch | FeatureBatch, part: str) -> None:
-        labels = batch["labels"]
-        if not len(labels):
-            return
-        scores = self._scores(batch)
-        measures = cast("nn.ModuleDict", self.measures[part])
-        for (name, found), column in zip(scores.items(), labels.unbind(dim=1), strict=True):
-            known = column != MISSING
-            if bool(known.any()):
-                losses = F.cross_entropy(found[known], column[known], reduction="none")
-                cast("Measures", measures[name]).update(found[known], column[known], losses)
-        self._evaluate_joint(scores, labels, part)
-
-    def _evaluate_joint(self, scores: Mapping[str, Tensor], labels: Tensor, part: str) -> None:
-        """All label sets right at once."""
-        known = (labels != MISSING).all(dim=1)
-        if len(scores) < 2 or not bool(known.any()):
-            return
-        metrics: Any = self.joint[part]
-        right = [found.argmax(dim=1) == column for found, column in zip(scores.values(), labels.T, strict=True)]
-        metrics["top1"].update(torch.stack(right).all(dim=0)[known].float())
-        if len(scores) == 2:
-            first, second = (found[known] for found in scores.values())
-            pair = labels[known, 0] * second.shape[1] + labels[known, 1]
-            pairs = joint_scores(first, second)
-            if pairs.shape[1] > 5:
-                metrics["top5"].update((pairs.topk(5, dim=1).indices == pair[:, None]).any(dim=1).float())
+        if len(batch["labels"]):
+            cast("VideoMeasures", self.measures[part]).update(self._scores(batch), batch["labels"])
 
     def validation_step(self, batch: VideoBatch | FeatureBatch, batch_idx: int) -> None:
         """Adds a batch to the validation measures."""
@@ -395,28 +363,15 @@ class VideoClassifier(pl.LightningModule):
         self._finish("test")
 
     def _finish(self, part: str) -> None:
-        measures = cast("nn.ModuleDict", self.measures[part])
-        several = len(self.schema.names) > 1
-        losses = []
-        for name in self.schema.names:
-            of = cast("Measures", measures[name])
-            if not self._anywhere(of.loss.update_called):
-                continue
-            measured, matrix = of.finish()
-            losses.append(measured["loss"])
-            for measure, value in measured.items():
-                place = f"{part}_{name}_{measure}" if several else f"{part}_{measure}"
-                self.log(place, value, prog_bar=measure == "top1" and not several, sync_dist=True)
-            if not self.trainer.sanity_checking and self.trainer.is_global_zero:
-                figure = confusion_figure(matrix.cpu().numpy(), list(self.schema.tasks[name].classes))
-                log_picture(self, f"{part}_confusion" + (f"_{name}" if several else ""), render(figure))
-        if several and losses:
-            self.log(f"{part}_loss", torch.stack(losses).mean(), sync_dist=True)
-            joint: Any = self.joint[part]
-            for measure, metric in joint.items():
-                if self._anywhere(metric.update_called):
-                    self.log(f"{part}_{measure}", metric.compute(), prog_bar=measure == "top1", sync_dist=True)
-                metric.reset()
+        measured, matrices = cast("VideoMeasures", self.measures[part]).finish(self._anywhere)
+        for name, value in measured.items():
+            self.log(f"{part}_{name}", value, prog_bar=name == "top1", sync_dist=True)
+        if self.trainer.sanity_checking or not self.trainer.is_global_zero:
+            return
+        for name, matrix in matrices.items():
+            figure = confusion_figure(matrix.cpu().numpy(), list(self.schema.tasks[name].classes))
+            place = f"{part}_confusion" + (f"_{name}" if len(self.schema.names) > 1 else "")
+            log_picture(self, place, render(figure))
 
     def _anywhere(self, here: bool) -> bool:
         """Whether something holds on one of the processes at least."""
