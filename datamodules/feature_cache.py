@@ -176,6 +176,10 @@ class FeatureCache:
             if store is None:
                 raise InputError(f"data.cache: {self.folder} must be on a disk that all processes share")
         else:
+            if self.trainer.is_global_zero:
+                store.try_again(self.files)
+            self.trainer.strategy.barrier("what can be read by now is to be made")
+            store.refresh()
             self._check(store)
             if left := len(store.to_do()):
                 self._announce(left, left * store.row_bytes)

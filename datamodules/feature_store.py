@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -40,13 +41,12 @@ class Entry(NamedTuple):
     @classmethod
     def of(cls, path: str, root: str | Path, part: str = "") -> Entry:
         """The entry of a file as it is now."""
-        try:
-            found = os.stat(path)  # noqa: PTH116 (a Path for each of a million files is too slow)
-        except OSError:
-            size = modified = None
-        else:
-            size, modified = found.st_size, found.st_mtime_ns
-        return cls(os.path.relpath(path, root), size, modified, part)
+        return cls(os.path.relpath(path, root), *_stamp(path), part)
+
+    @property
+    def stamp(self) -> tuple[int | None, int | None]:
+        """Size and time."""
+        return self.size, self.modified
 
     def __str__(self) -> str:
         return f"{self.path} ({self.part})" if self.part else self.path
@@ -56,6 +56,14 @@ class Entry(NamedTuple):
         if self.size is None or self.modified is None:
             return "not there"
         return f"{self.size:,} bytes of {datetime.fromtimestamp(self.modified / 1e9, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _stamp(path: str) -> tuple[int | None, int | None]:
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a Path for each of a million files is too slow)
+    except OSError:
+        return None, None
+    return found.st_size, found.st_mtime_ns
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -80,7 +88,8 @@ class FeatureStore:
     """Rows of features of one shape, each of which is written once; several processes may write rows of their own.
 
     Files: ``features.bin``, the rows one after the other; ``done.bin``, a byte a row (0 to do, 1 done, 2 the file
-    cannot be read); ``unreadable-PROCESS.csv`` with the reasons; ``index.json``.
+    cannot be read); ``unreadable-PROCESS.csv`` with the reasons, and with size and time of the files then;
+    ``index.json``.
 
     Args:
         folder: of an existing store.
@@ -109,7 +118,8 @@ class FeatureStore:
         Args:
             folder: may be missing.
             fields: what the features depend on, plain JSON values by name; ``task.dtype`` is that of the array.
-            files: what the features are of. One that is gone since is let through.
+            files: what the features are of. One that is gone since is let through, and a changed one of which there
+                are no features yet (:meth:`try_again`).
             rows: how many there should be.
 
         Raises:
@@ -120,8 +130,17 @@ class FeatureStore:
             return None
         if index["key"] != key_of(fields):
             raise InputError(f"{folder}: {_difference(index['fields'], fields)}; {REMEDY}")
-        _compare(folder, [Entry(*entry) for entry in index["files"]], files)
-        return cls(folder, index["shape"], fields["task"]["dtype"], rows)
+        before = [Entry(*entry) for entry in index["files"]]
+        _compare(folder, before, files)
+        store = cls(folder, index["shape"], fields["task"]["dtype"], rows)
+        for old, new, made in zip(before, files, store.made(len(files)), strict=True):
+            # What is gone cannot have changed: features may outlive their files.
+            if made and new.size is not None and old.stamp != new.stamp:
+                raise InputError(
+                    f"{folder}: {new.path} has changed since its features were made ({old.state()}, now "
+                    f"{new.state()}); {REMEDY}"
+                )
+        return store
 
     @classmethod
     def create(
@@ -153,9 +172,7 @@ class FeatureStore:
                 with (folder / name).open("ab") as stream:
                     stream.truncate(length)
             (folder / "done.bin").write_bytes(bytes(rows))
-            temporary = folder / f".index-{os.getpid()}.json"
-            temporary.write_text(json.dumps(index), encoding="utf-8")
-            temporary.replace(folder / "index.json")  # last, and at once: an index means that the rest is there
+            _write(folder / "index.json", json.dumps(index))  # last, and at once: it means that the rest is there
         except OSError as error:
             raise InputError(f"data.cache: {folder} cannot be written ({error.strerror})") from error
 
@@ -166,9 +183,56 @@ class FeatureStore:
             self.folder / "features.bin", self.dtype, mode="r", shape=(self.rows, *self.shape)
         )
         self.reasons: dict[int, str] = {}
+        self._stamps: dict[int, list[str]] = {}
+        for rows in self._unreadable().values():
+            for row, _, reason, *stamp in rows:
+                self.reasons[int(row)], self._stamps[int(row)] = reason, stamp
+
+    def _unreadable(self) -> dict[Path, list[list[str]]]:
+        """The tables of what could not be read, as they are."""
+        tables = {}
         for file in sorted(self.folder.glob("unreadable-*.csv")):
             with file.open(newline="", encoding="utf-8") as stream:
-                self.reasons.update((int(row), reason) for row, _, reason in csv.reader(stream))
+                tables[file] = list(csv.reader(stream))
+        return tables
+
+    def made(self, files: int) -> NDArray[np.bool_]:
+        """Whether there are features of each of so many files."""
+        found: NDArray[np.bool_] = (self.status.reshape(files, -1) == DONE).any(axis=1)
+        return found
+
+    def try_again(self, files: Sequence[Entry]) -> None:
+        """Takes up again what could not be read and is there again, or has changed; for one process alone.
+
+        Args:
+            files: as in :meth:`open`. The index is brought up to date with those of which there are no features yet.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        if (self.status == DONE).all() or (index := read_index(self.folder)) is None:
+            return
+        draws = self.rows // len(files)
+        again = set[int]()
+        for row in np.flatnonzero(self.status == UNREADABLE).tolist():
+            file = files[row // draws]
+            if file.size is not None and self._stamps.get(row) != [str(file.size), str(file.modified)]:
+                again.add(row)
+        entries = [
+            new if new.size is not None and not made else Entry(*old)
+            for old, new, made in zip(index["files"], files, self.made(len(files)), strict=True)
+        ]
+        try:
+            if entries != [Entry(*old) for old in index["files"]]:
+                # Before the rows: where this is interrupted, they are found by their own tables the next time.
+                _write(self.folder / "index.json", json.dumps({**index, "files": entries}))
+            self._mark(sorted(again), TO_DO)
+            for table, rows in self._unreadable().items() if again else ():
+                left = io.StringIO(newline="")
+                csv.writer(left).writerows(row for row in rows if int(row[0]) not in again)
+                _write(table, left.getvalue())
+        except OSError as error:
+            raise InputError(f"data.cache: {self.folder} cannot be written ({error.strerror})") from error
 
     def to_do(self) -> NDArray[np.intp]:
         """The rows that are neither done nor unreadable."""
@@ -198,9 +262,9 @@ class FeatureStore:
             raise InputError(f"data.cache: {self.folder} cannot be written ({error.strerror})") from error
 
     def leave_out(self, row: int, path: str, reason: str, process: int) -> None:
-        """Notes that the file of a row cannot be read."""
+        """Notes that the file of a row cannot be read, as it is now."""
         with (self.folder / f"unreadable-{process}.csv").open("a", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerow((row, path, reason))
+            csv.writer(stream).writerow((row, path, reason, *_stamp(path)))
         self._mark([row], UNREADABLE)
 
     def _mark(self, rows: Sequence[int], status: int) -> None:
@@ -208,6 +272,13 @@ class FeatureStore:
             for row in rows:
                 stream.seek(row)
                 stream.write(bytes([status]))
+
+
+def _write(file: Path, text: str) -> None:
+    """Replaces a file at once."""
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(file)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -258,9 +329,3 @@ def _compare(folder: Path, before: Sequence[Entry], now: Sequence[Entry]) -> Non
     for number, (old, new) in enumerate(zip(before, now, strict=True), 1):
         if (old.path, old.part) != (new.path, new.part):
             raise InputError(f"{folder}: file {number} of the features is {old}, now {new} is listed there; {REMEDY}")
-        # What is gone cannot have changed: features may outlive their files.
-        if new.size is not None and (old.size, old.modified) != (new.size, new.modified):
-            raise InputError(
-                f"{folder}: {new.path} has changed since its features were made ({old.state()}, now {new.state()}); "
-                f"{REMEDY}"
-            )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.builtin import resolve_root
 from datamodules.decoding import MAX_PIXELS, UnreadableFileError
-from datamodules.sampling import Draw, EvalSampler, ResumableLoader, TrainSampler
+from datamodules.sampling import Draw, EvalLoader, EvalSampler, ResumableLoader, TrainSampler
 from vision.errors import InputError, shorten
 from vision.preprocessing import CropMode, Interpolation, Preprocessing
 
@@ -85,8 +87,7 @@ class FileDataset(Dataset[Sample], ABC):
     def read(self, draw: Draw, tries: int) -> Sample:
         """The sample of a draw, for which as many files are tried as are given, one behind the other."""
         unreadable: list[tuple[str, str]] = []
-        for offset in range(tries):
-            index = (draw.item + offset) % len(self)
+        for index in islice(self._one_a_file(draw.item), tries):
             sample = Sample(self.listing.paths[index], self.target(index, draw.seed), draw.seed)
             try:
                 sample.media = self.load(index, draw.seed)
@@ -96,6 +97,15 @@ class FileDataset(Dataset[Sample], ABC):
                 break
         sample.unreadable = unreadable
         return sample
+
+    def _one_a_file(self, item: int) -> Iterator[int]:
+        """An item and those behind it, without those of a file that was there before."""
+        seen: set[str] = set()
+        for offset in range(len(self)):
+            index = (item + offset) % len(self)
+            if (path := self.listing.paths[index]) not in seen:
+                seen.add(path)
+                yield index
 
 
 def stack(
@@ -116,7 +126,7 @@ class Files(pl.LightningDataModule, ABC):
     Args:
         root: folder of the data, or ``builtin:NAME``.
         seed: of the order, augmentation, and whatever else is left to chance.
-        batch_size: files a step and process.
+        batch_size: files a step and process; where an evaluation has several views of each, views.
         num_workers: processes that decode; 0 decodes in the main one.
         image_size: pixels, one side or [height, width].
         mean: of the RGB channels on the [0, 1] scale.
@@ -125,9 +135,9 @@ class Files(pl.LightningDataModule, ABC):
         crop_pct: share of the resized short side that the evaluation's crop keeps.
         crop_mode: ``center`` keeps the aspect ratio; ``squash`` resizes both sides, so that nothing is cut off that
             ``crop_pct`` does not cut off.
-        max_unreadable: share of the files that may be unreadable before the run stops. Unreadable training files are
-            replaced by others, unreadable validation and test files are left out; all are listed in
-            ``unreadable.csv`` in the run's folder (one a process, of several).
+        max_unreadable: share of the files that may be unreadable before the run stops; a file that is listed several
+            times is one. Unreadable training files are replaced by others, unreadable validation and test files are
+            left out; all are listed in ``unreadable.csv`` in the run's folder (one a process, of several).
         max_pixels: pictures with more pixels count as unreadable (decompression bombs).
 
     Raises:
@@ -224,10 +234,14 @@ class Files(pl.LightningDataModule, ABC):
         """(number of processes, this one)."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
+    def files_a_batch(self, split: str) -> int:
+        """Files in a batch of a split."""
+        return self.batch_size
+
     def _loader_options(self, split: str, dataset: FileDataset) -> dict[str, Any]:
         workers = self.num_workers if dataset.opens_files else 0
         return {
-            "batch_size": self.batch_size,
+            "batch_size": self.files_a_batch(split),
             "collate_fn": self.collate(split),
             "num_workers": workers,
             "persistent_workers": workers > 0,
@@ -264,7 +278,7 @@ class Files(pl.LightningDataModule, ABC):
     def _eval_dataloader(self, split: str) -> DataLoader[Any]:
         dataset = self.dataset(split)
         sampler = EvalSampler(dataset, *self.processes())
-        return DataLoader(dataset, sampler=sampler, **self._loader_options(split, dataset))
+        return EvalLoader(dataset, sampler=sampler, **self._loader_options(split, dataset))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation files, each once."""
@@ -295,13 +309,22 @@ class Files(pl.LightningDataModule, ABC):
             InputError: there are more than ``max_unreadable`` allows.
         """
         self.unreadable.update(entries)
-        total = sum(len(listing) for listing in {id(s): s for s in self.splits.values()}.values())
-        if self.unreadable and len(self.unreadable) > self.max_unreadable * total / self.processes()[0]:
+        if not self.unreadable:
+            return
+        rows, files = self._listed
+        # A process has its share of the rows; parts of one file may be in the shares of all processes.
+        if len(self.unreadable) > self.max_unreadable * min(files, rows / self.processes()[0]):
             examples = [f"{path} ({reason})" for path, reason in self.unreadable.items()]
             raise InputError(
-                f"{len(self.unreadable)} of {total} {self.kind} cannot be read, more than data.max_unreadable "
+                f"{len(self.unreadable)} of {files} {self.kind} cannot be read, more than data.max_unreadable "
                 f"({self.max_unreadable:.1%}) allows: {shorten(examples, 3)}"
             )
+
+    @cached_property
+    def _listed(self) -> tuple[int, int]:
+        """How many rows all listings have, and how many files these are of."""
+        listings = {id(listing): listing for listing in self.splits.values()}.values()
+        return sum(map(len, listings)), len({path for listing in listings for path in listing.paths})
 
     def teardown(self, stage: str) -> None:
         """Lists the files that were skipped in ``unreadable.csv`` in the run's folder."""

@@ -96,6 +96,16 @@ class EvalSampler(DistributedSampler[Draw]):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
+class EvalLoader(DataLoader[Any]):
+    """A loader with a batch at least: a process without items has an empty one, since all measure together."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return super().__iter__() if super().__len__() else iter([self.collate_fn([])])
+
+    def __len__(self) -> int:
+        return max(1, super().__len__())
+
+
 class ResumableLoader(DataLoader[Any]):
     """A loader that goes on in the middle of an epoch: Lightning keeps its state in every checkpoint.
 

@@ -187,7 +187,8 @@ def read_epic(file: Path, split: Split) -> Annotations:
     """A CSV file of EPIC-KITCHENS-100: spans of long videos, labelled with a noun and a verb.
 
     Tests may lack the labels. Videos are files or folders of frames called ``<video_id>``, and may lie in a folder of
-    the participant and there in ``videos`` or ``rgb_frames``. The names of the classes are those of
+    the participant and there in ``videos`` or ``rgb_frames``. Frames are numbered from 1 on, and ``stop_frame`` is the
+    last one of a row: where it equals ``start_frame`` there is one. The names of the classes are those of
     ``EPIC_100_noun_classes.csv`` and ``EPIC_100_verb_classes.csv`` beside the list, if they are there.
 
     Raises:
@@ -202,9 +203,8 @@ def read_epic(file: Path, split: Split) -> Annotations:
         places = (video, f"{person}/{video}", f"{person}/videos/{video}", f"{person}/rgb_frames/{video}")
         labels = tuple(_epic_label(file, line, f"{name}_class", row, split) for name in (NOUN, VERB))
         start, stop = (_epic_seconds(file, line, row[name]) for name in ("start_timestamp", "stop_timestamp"))
-        # Frames are called by numbers from 1 on.
-        first, last = (integer(file, line, name, row[name]) - 1 for name in ("start_frame", "stop_frame"))
-        spans = Span(start, stop, "seconds"), Span(max(0, first), last, "frames")
+        first, last = (integer(file, line, name, row[name]) for name in ("start_frame", "stop_frame"))
+        spans = Span(start, stop, "seconds"), Span(max(0, first - 1), last, "frames")
         rows.append(Row(file, line, places, labels, *spans))
     return Annotations(rows, {name: _epic_classes(file.parent, name) for name in (NOUN, VERB)})
 

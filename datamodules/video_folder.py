@@ -12,12 +12,12 @@ import numpy as np
 
 from datamodules.builtin import resolve_root
 from datamodules.feature_cache import CachedFeatures, FeatureCache, FeatureCollate
-from datamodules.feature_store import Entry
+from datamodules.feature_store import Entry, key_of
 from datamodules.files import FileDataset, Files
 from datamodules.video_cache import load_listing, save_listing
 from datamodules.video_dataset import EvalVideos, Sampling, TrainVideos, VideoCollate, VideoReader
 from datamodules.video_decoding import DECODERS, fastest_decoder
-from datamodules.video_listing import FOLDERS, LAYOUTS, VideoListing, read_split, split_off
+from datamodules.video_listing import FOLDERS, LAYOUTS, VideoListing, flip_table, read_split, split_off
 from datamodules.video_transforms import Augmentation, EvalViews, TrainView
 from vision.errors import InputError, did_you_mean, shorten
 from vision.labels import MISSING, LabelSchema
@@ -32,6 +32,9 @@ class VideoFolder(Files):
     ``windows`` x ``crops`` in evaluation. With ``cache`` a task's frozen network is run once over the videos, and its
     features come in their place (:class:`~vision.batches.FeatureBatch`). Image size, mean, standard deviation,
     interpolation and crop are the network's own (the task's ``preprocessing``) unless given here.
+
+    ``batch_size`` counts views: an evaluation's batch has ``batch_size`` / (``windows`` x ``crops``) videos, rounded
+    down, and one at least.
 
     Videos that a list has and the disk has not are left out: they are counted in a warning and listed in
     ``unreadable.csv``, and do not count for ``max_unreadable``, since most copies of the data sets lack some.
@@ -220,6 +223,11 @@ class VideoFolder(Files):
             dataset = EvalVideos(listing, reader, views, windows, substitute=split == "train")
         return dataset if self.cache is None else self._cached(split, listing, dataset, Path(self.cache) / split)
 
+    def files_a_batch(self, split: str) -> int:
+        """As many as have ``batch_size`` views, at least one: loaders keep several batches of pixels in memory."""
+        windows, crops = self.views[split]
+        return max(1, self.batch_size // (windows * crops))
+
     def _read_with(self, listing: VideoListing) -> VideoReader:
         if self._reader is None:
             decoder = fastest_decoder(listing.paths) if self.decoder == "auto" else self.decoder
@@ -259,6 +267,11 @@ class VideoFolder(Files):
                 drawn = {name: value for name, value in vars(self.augmentation).items() if name != "augmentations"}
                 own = [repr(transform) for transform in self.augmentation.augmentations]
                 fields |= {"seed": self.seed, **drawn, "augmentations": own}
+            if self.augment and self.augmentation.horizontal_flip > 0:
+                # They say which videos may be mirrored, and so which draws are.
+                listing = self.splits[split]
+                tables = [table.tolist() for table in flip_table(listing.schema)]
+                fields["labels"] = key_of({"labels": listing.labels.tolist(), "mirrored": tables})[:16]
         return fields
 
     def collate(self, split: str) -> VideoCollate | FeatureCollate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.clips import uniform_indices
 from vision.errors import InputError
 
 
@@ -51,23 +52,8 @@ def window_starts(count: int, frames: int, stride: int, windows: int) -> NDArray
     return starts
 
 
-def uniform_indices(count: int, frames: int) -> NDArray[np.intp]:
-    """Frames spread over the whole video, as far from its ends as from each other.
-
-    A video of ``frames`` frames or fewer gives all that it has, so that the result may be shorter than ``frames``
-    (:func:`uniform_clip` is not).
-
-    Returns:
-        ``(min(count, frames),)``, ascending, each frame at most once.
-    """
-    if frames >= count:
-        return np.arange(count)
-    spread = np.arange(1.0, frames + 1) * (count / (frames + 1))
-    return np.rint(spread).astype(np.intp)
-
-
 def uniform_clip(count: int, frames: int) -> NDArray[np.intp]:
-    """:func:`uniform_indices` for clips of one length: in a video that is too short, frames stand still.
+    """:func:`~vision.clips.uniform_indices` for clips of one length: in a video that is too short, frames stand still.
 
     Returns:
         ``(frames,)``, ascending.

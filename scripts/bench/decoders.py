@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from datamodules.builtin.photographs import photographs
 from datamodules.video_decoding import installed_decoders, read_frames
-from datamodules.video_sampling import uniform_indices
 from scripts.bench.results import rounded
+from vision.clips import uniform_indices
 from vision.measure import compare
 
 LENGTH, HEIGHT, WIDTH, RATE = 300, 240, 320, 30

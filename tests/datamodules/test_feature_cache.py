@@ -120,6 +120,15 @@ def _refusal(data: VideoFolder, task: Task | None = None) -> str:
     return str(caught.value)
 
 
+def _left_out(task: Task) -> dict[str, str]:
+    """What ``unreadable.csv`` of a run says."""
+    file = Path(task.trainer.log_dir, "unreadable.csv")
+    if not file.exists():
+        return {}
+    with file.open(newline="") as stream:
+        return {row["path"]: row["reason"] for row in csv.DictReader(stream)}
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-2)])
 def test_training_on_the_cache_is_training_on_the_videos(root, dtype, tolerance):
     plain = _fit(_data(root, cache=None, crops=3, windows=2))
@@ -129,7 +138,7 @@ def test_training_on_the_cache_is_training_on_the_videos(root, dtype, tolerance)
     assert torch.allclose(cached.head.weight, plain.head.weight, atol=tolerance)
     train, val = cached.batches[0], cached.batches[-1]
     assert train["features"].shape == (4, 1, 2, 5)
-    assert val["features"].shape == (2, 6, 2, 5)
+    assert val["features"].shape == (1, 6, 2, 5)
     assert train["features"].dtype == torch.float32
     assert cached.encoded < plain.encoded
 
@@ -260,6 +269,28 @@ def test_mirrored_draws_have_mirrored_labels(root):
     assert len(kinds) == 5
 
 
+def test_labels_that_say_what_is_mirrored_belong_to_the_features(root):
+    """Renamed, a class has a mirror image no more; without mirroring, labels are those of the day."""
+    (root / "classes.txt").write_text("to the left\nto the right\nup\n")
+    files = sorted((root / "train").rglob("*.avi"))
+    rows = [f"{file.relative_to(root)},{CLASSES.index(file.parent.name)}\n" for file in files]
+    (root / "train.csv").write_text("".join(rows))
+    listed = {"layout": "list", "train": "train.csv", "val": "train.csv"}
+    _fit(_data(root, "mirrored", **listed, augment=True), max_epochs=1)
+    _fit(_data(root, "plain", **listed, augment=True, horizontal_flip=0.0), max_epochs=1)
+    _fit(_data(root, "mirrored", **listed, augment=True), max_epochs=1)
+    for name, text in (
+        ("classes.txt", "to the left\ndown\nup\n"),
+        ("train.csv", "".join(rows).replace("up/0.avi,2", "up/0.avi,1")),
+    ):
+        before = (root / name).read_text()
+        (root / name).write_text(text)
+        message = _refusal(_data(root, "mirrored", **listed, augment=True))
+        assert "mirrored/train: the features were made with data.labels " in message
+        _fit(_data(root, "plain", **listed, augment=True, horizontal_flip=0.0), max_epochs=1)
+        (root / name).write_text(before)
+
+
 def test_a_resumed_epoch_goes_on_with_the_same_features(root):
     options = {"augment": True, "cache_draws": 2}
     whole = _fit(_data(root, **options), max_epochs=1, limit_val_batches=0).batches
@@ -284,11 +315,49 @@ def test_unreadable_videos_are_skipped_and_listed_every_time(root):
         assert len(paths) == 12 + 5
         assert not bad & {Path(path) for path in paths}
         assert paths.count(str(root / "train/up/2.avi")) == 2
-        with Path(task.trainer.log_dir, "unreadable.csv").open(newline="") as stream:
-            rows = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
+        rows = _left_out(task)
         assert rows.keys() == {str(file) for file in bad}
         assert all("not a video" in reason for reason in rows.values())
     assert "2 of 18 videos cannot be read" in _refusal(_data(root, "other", max_unreadable=0.1))
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_repaired_videos_are_made_up_for(root, tmp_path, draws):
+    options = {"max_unreadable": 0.2, "augment": draws > 1, "cache_draws": draws, "num_workers": 0}
+    bad, good = root / "train/up/1.avi", (root / "train/up/1.avi").read_bytes()
+    whole = _fit(_data(root, "whole", **options), max_epochs=1)
+    for text in ("no video", "no video either"):
+        bad.write_text(text)
+        assert str(bad) in _left_out(_fit(_data(root, **options), max_epochs=1))
+    again = _fit(_data(root, **options), max_epochs=1)
+    assert again.encoded == 3 + 3, "what is as it was is not tried again, and a few are compared"
+    bad.write_bytes(good)
+    repaired = _fit(_data(root, **options), max_epochs=1)
+    assert repaired.encoded == draws + 3 + 3
+    assert repaired.losses == whole.losses
+    assert not _left_out(repaired)
+    for name in ("features.bin", "done.bin"):
+        assert (tmp_path / "cache/train" / name).read_bytes() == (tmp_path / "whole/train" / name).read_bytes()
+    assert _fit(_data(root, **options), max_epochs=1).encoded == 3 + 3
+    bad.write_text("broken again")
+    assert "train/up/1.avi has changed since its features were made (" in _refusal(_data(root, **options))
+
+
+def test_videos_that_are_there_again_are_made_up_for(root, tmp_path):
+    whole = _fit(_data(root))
+    folder = tmp_path / "cache/train"
+    features, status = (folder / "features.bin").read_bytes(), np.fromfile(folder / "done.bin", np.uint8)
+    status[[4, 9]] = 0
+    status.tofile(folder / "done.bin")
+    root.rename(tmp_path / "elsewhere")
+    assert len(_left_out(_fit(_data(root, max_unreadable=0.2)))) == 2
+    assert np.fromfile(folder / "done.bin", np.uint8)[[4, 9]].tolist() == [2, 2]
+    (tmp_path / "elsewhere").rename(root)
+    again = _fit(_data(root))
+    assert again.losses == whole.losses
+    assert again.encoded == 2 + 3 + 3
+    assert (folder / "features.bin").read_bytes() == features
+    assert not (folder / "unreadable-0.csv").read_text()
 
 
 def test_what_cannot_be_cached_is_said(root, tmp_path):
@@ -324,8 +393,16 @@ class BoringTask(pl.LightningModule):
 
 
 def test_two_processes_make_the_features_together(root, tmp_path):
+    """With a video that only the second time can be read."""
     _fit(_data(root))
-    _fit(_data(root, "shared", batch_size=2), max_epochs=1, devices=2, strategy="ddp_fork")
+    bad, kept = root / "train/up/1.avi", tmp_path / "kept.avi"
+    shutil.copy2(bad, kept)
+    bad.write_text("no video")
+    together = {"max_epochs": 1, "devices": 2, "strategy": "ddp_fork"}
+    for expected in (2, 1):
+        _fit(_data(root, "shared", batch_size=2, max_unreadable=0.2), **together)
+        assert np.fromfile(tmp_path / "shared/train/done.bin", np.uint8).max() == expected
+        shutil.copy2(kept, bad)
     for split, name in (("train", "features.bin"), ("val", "features.bin"), ("train", "done.bin"), ("val", "done.bin")):
         one, other = ((tmp_path / cache / split / name).read_bytes() for cache in ("cache", "shared"))
         assert one == other

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules import VideoFolder
+from datamodules.sampling import Draw
 from tests.videos import frame_number, numbered_frame, numbered_frames, numbers, write_video
 from vision.errors import InputError
 
@@ -58,16 +59,26 @@ def _clip(video: torch.Tensor) -> list[np.ndarray]:
 
 
 def test_class_folders(folders):
-    data = _ready(folders, crops=3, windows=2)
+    data = _ready(folders, crops=3, windows=2, batch_size=24)
     assert data.class_names == list(data.schema.tasks["action"].classes) == list(CLASSES)
     assert data.class_counts == {"action": [3, 3, 3, 3]}
     assert {split: len(listing) for split, listing in data.splits.items()} == {"train": 12, "val": 4, "test": 4}
     train, val = _epoch(data)[0], next(iter(data.val_dataloader()))
-    assert train["video"].shape == (4, 1, 4, 3, 32, 32)
+    assert train["video"].shape == (12, 1, 4, 3, 32, 32)
     assert val["video"].shape == (4, 6, 4, 3, 32, 32)
     assert train["video"].dtype == val["video"].dtype == torch.uint8
     assert [Path(path).parent.name for path in val["path"]] == [CLASSES[i] for i in val["labels"][:, 0]]
     assert val["unreadable"] == []
+
+
+@pytest.mark.parametrize(("views", "videos"), [((2, 1), [2, 2]), ((3, 1), [1] * 4), ((2, 3), [1] * 4), ((1, 1), [4])])
+def test_batches_of_an_evaluation_have_as_many_views_as_those_of_the_training(folders, views, videos):
+    data = _ready(folders, test_windows=views[0], test_crops=views[1])
+    batches = list(data.test_dataloader())
+    assert [batch["video"].shape[:2] for batch in batches] == [(number, views[0] * views[1]) for number in videos]
+    assert [path for batch in batches for path in batch["path"]] == data.splits["test"].paths
+    assert [len(batch["video"]) for batch in data.val_dataloader()] == [4]
+    assert [len(batch["video"]) for batch in _epoch(data)] == [4, 4, 4]
 
 
 def test_a_plain_folder_is_split_by_seed_and_class(folders):
@@ -304,6 +315,59 @@ def test_too_many_broken_videos_stop_the_run(tmp_path):
             (root / name / f"{i}.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match=r"of 20 videos cannot be read, more than data.max_unreadable \(1.0%\)"):
         _fit(VideoFolder(str(root), frames=2, num_workers=0), tmp_path / "runs")
+
+
+def _spans(root: Path, rows: dict[str, int], broken: set[str]) -> VideoFolder:
+    """A list with many parts of each video, those of a video one behind the other."""
+    for name in rows:
+        if name in broken:
+            (root / name).write_text("no video")
+        else:
+            write_video(root / name, numbered_frames(20))
+    lines = [f"{name} {i % 2} {i % 10 / 10} 2\n" for name, number in rows.items() for i in range(number)]
+    (root / "train.txt").write_text("".join(lines))
+    return _ready(root, layout="list", train="train.txt", val="train.txt")
+
+
+def test_a_video_that_is_broken_is_one_however_many_of_its_parts_are_listed(tmp_path):
+    data = _spans(tmp_path, {"a.mp4": 150, "b.mp4": 150}, {"a.mp4", "b.mp4"})
+    with pytest.raises(InputError, match=r"2 of 2 videos cannot be read, more than data.max_unreadable \(1.0%\)"):
+        _fit(data, tmp_path / "runs")
+
+
+def test_processes_that_see_parts_of_all_videos_may_each_find_all_broken_ones(tmp_path, monkeypatch):
+    data = _spans(tmp_path, {"a.mp4": 12, "b.mp4": 12, "c.mp4": 12, "d.mp4": 12}, {"b.mp4"})
+    data.max_unreadable = 0.25
+    monkeypatch.setattr(data, "processes", lambda: (4, 1))
+    data.count_unreadable([("b.mp4", "damaged")])
+    with pytest.raises(InputError, match="2 of 4 videos cannot be read"):
+        data.count_unreadable([("c.mp4", "damaged")])
+
+
+def test_a_broken_video_is_replaced_by_another_one(tmp_path, monkeypatch):
+    """And not by other parts of itself, which could not be read either."""
+    data = _spans(tmp_path, {"a.mp4": 15, "b.mp4": 15, "c.mp4": 3}, {"a.mp4", "b.mp4"})
+    clips = data.dataset("train")
+    opened = []
+    load = clips.load
+    monkeypatch.setattr(clips, "load", lambda index, seed: opened.append(index) or load(index, seed))
+    first, second = clips[Draw(2, 7)], clips[Draw(2, 7)]
+    assert [Path(path).name for path, _ in first.unreadable] == ["a.mp4", "b.mp4"]
+    assert opened == [2, 15, 30] * 2
+    assert Path(first.path).name == "c.mp4"
+    assert torch.equal(first.media, second.media)
+    (tmp_path / "c.mp4").write_text("no video")
+    assert clips[Draw(31, 7)].media is None
+    assert opened[6:] == [31, 0, 15]
+
+
+def test_processes_without_a_video_have_an_empty_batch(folders, monkeypatch):
+    data = _ready(folders, windows=2)
+    monkeypatch.setattr(data, "processes", lambda: (5, 4))
+    (batch,) = data.val_dataloader()
+    assert batch["video"].shape == (0, 2, 4, 3, 32, 32)
+    assert batch["labels"].shape == (0, 1)
+    assert batch["path"] == batch["unreadable"] == []
 
 
 def test_the_fastest_decoder_is_found(folders):

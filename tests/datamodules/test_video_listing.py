@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.video_decoding import Span
+from datamodules.video_decoding import Span, read_frames
 from datamodules.video_listing import LAYOUTS, VideoListing, flip_table, read_split, split_off
 from vision.errors import InputError
 from vision.labels import LabelSchema, TaskLabels
@@ -304,10 +304,23 @@ def test_epic(root):
     assert train.labels.tolist() == [[3, 3], [114, 6], [3, 3], [3, 3]]
     assert below(root, train) == ["P01_01.MP4", "P01_01.MP4", "P02/videos/P02_101.MP4", "P03/rgb_frames/P03_04"]
     assert train.spans[1] == Span(3724.37, 3726.17, "seconds")
-    # frame_0000000001.jpg is the first, number 0.
-    assert train.spans[3] == Span(0, 201, "frames")
+    # From frame_0000000001.jpg, number 0, to frame_0000000202.jpg.
+    assert train.spans[3] == Span(0, 202, "frames")
     assert train.origins[1] == "EPIC_100_train.csv:3"
     assert len(train.missing) == 1
+
+
+def test_epic_rows_have_their_last_frame(root):
+    folder = root / "videos/P03/rgb_frames/P03_04"
+    folder.mkdir(parents=True)
+    for number in range(1, 8):
+        cv2.imwrite(str(folder / f"frame_{number:010d}.png"), np.full((4, 4, 3), number, np.uint8))
+    header, row = EPIC.splitlines()[0], EPIC.splitlines()[4]
+    rows = [row.replace(",1,202,", f",{start},{stop},") for start, stop in ((1, 3), (5, 7), (4, 4))]
+    (root / "train.csv").write_text("\n".join([header, *rows]))
+    train = read_split("epic", root, "videos", "train.csv", "train")
+    found = [read_frames(train.paths[i], np.arange, train.spans[i])[:, 0, 0, 0].tolist() for i in range(3)]
+    assert found == [[1, 2, 3], [5, 6, 7], [4]]
 
 
 def test_epic_names_its_classes_where_it_says_them(root):

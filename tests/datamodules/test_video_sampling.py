@@ -10,9 +10,9 @@ from datamodules.video_sampling import (
     dense_indices,
     random_start,
     uniform_clip,
-    uniform_indices,
     window_starts,
 )
+from vision.clips import uniform_indices
 from vision.errors import InputError
 
 
