@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
 
 
 def quieten() -> None:
@@ -19,3 +22,17 @@ def quieten() -> None:
     for module in ("torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "albumentations", "timm"):
         warnings.filterwarnings("ignore", module=rf"{module}\..*")
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"vision: {message}", flush=True)
+
+
+@contextlib.contextmanager
+def native_errors_hidden() -> Iterator[None]:
+    """What native code writes to the error output, past Python, is lost."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

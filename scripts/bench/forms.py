@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -18,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scripts.export.graph import write_onnx
 from scripts.export.session import onnx_session
+from scripts.quiet import native_errors_hidden
 
 LIBRARY = re.compile(r"^(aten|mkldnn|mkl)::.*(mm|conv2d_forward|convolution|_pointwise|_mkl_linear)$")  # operators
 Contender: TypeAlias = Callable[[Tensor], Any]
@@ -102,19 +101,6 @@ def onnx_contender(file: Path) -> Contender:
     return lambda images: session.run(None, {name: images.numpy()})
 
 
-@contextlib.contextmanager
-def _errors_hidden() -> Iterator[None]:
-    """What native code writes to the error output is lost: the profiler tells of each start, and of missing GPUs."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
 def library_share(contender: Contender, images: Tensor) -> float:
     """The share of a call's time, on one thread, that PyTorch spends in libraries' products and convolutions."""
     threads = torch.get_num_threads()
@@ -122,7 +108,8 @@ def library_share(contender: Contender, images: Tensor) -> float:
     try:
         with torch.no_grad():
             contender(images)
-            with _errors_hidden(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+            # The profiler tells of each start, and of missing GPUs.
+            with native_errors_hidden(), profile(activities=[ProfilerActivity.CPU]) as profiled:
                 for _ in range(5):
                     contender(images)
     finally:

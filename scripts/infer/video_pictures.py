@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from scripts.quiet import native_errors_hidden
 from vision.errors import InputError
 from vision.pictures import ACCENT, INK, MUTED, PAPER, Picture
 
@@ -61,7 +59,8 @@ def write_video(file: Path, frames: Iterator[Picture], rate: float) -> None:
         for frame in frames:
             if writer is None:
                 size = (frame.shape[1], frame.shape[0])
-                with _silent():
+                # It tells that WebM files have no codes of codecs, which is as it should be.
+                with native_errors_hidden():
                     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"VP80"), max(rate, 1.0), size)
                 if not writer.isOpened():
                     raise InputError(f"--out: {file} cannot be written (OpenCV has no encoder for it here)")
@@ -69,20 +68,6 @@ def write_video(file: Path, frames: Iterator[Picture], rate: float) -> None:
     finally:
         if writer is not None:
             writer.release()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """OpenCV says on stderr, past Python, that WebM files have no codes of codecs, which is as it should be."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def timeline(times: Sequence[float], scores: Sequence[dict[str, float]], most: int = 6) -> Figure:
