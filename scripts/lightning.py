@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 import datamodules  # noqa: F401
 import tasks  # noqa: F401
 from scripts.argument_errors import explain
-from scripts.stages import Stage, note_finished, run_name
+from scripts.stages import Stage, asked_for, note_finished, run_name
 from tasks.callbacks import PredictionTable
 from tasks.checkpointing import RandomState, SafeCheckpointIO
 from vision.errors import InputError
@@ -130,6 +130,7 @@ class VisionCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Says where the run's files go."""
+        self.asked = asked_for(sys.argv[1:])
         self._say(f"{self.run_name} goes to {self.trainer.log_dir}")
 
     def _leave_the_table_to_the_task(self) -> None:
@@ -149,7 +150,7 @@ class VisionCLI(LightningCLI):
         """Says what came out and where it is."""
         folder = self.trainer.log_dir
         if folder is not None and self.trainer.is_global_zero and not self.trainer.interrupted:
-            note_finished(Path(folder), sys.argv[1:])
+            note_finished(Path(folder), self.asked)
         measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
         chosen = getattr(self.model, "headline", [name for name in measures if name.startswith("val_")])
         if shown := [f"{name} {measures[name]:.4f}" for name in chosen if name in measures]:

@@ -24,24 +24,31 @@ def run_name(config: Path) -> str:
     return "/".join(config.resolve().with_suffix("").parts[-2:])
 
 
-def note_finished(folder: Path, arguments: list[str]) -> None:
-    """Notes in a run's folder that the training ended, and what it was asked for."""
-    (folder / FINISHED).write_text(json.dumps(_asked(arguments)), encoding="utf-8")
+def note_finished(folder: Path, asked: dict[str, Any]) -> None:
+    """Notes in a run's folder that the training ended, and what it was asked for at its beginning."""
+    (folder / FINISHED).write_text(json.dumps(asked), encoding="utf-8")
 
 
-def _asked(arguments: list[str]) -> dict[str, Any]:
-    """The configurations of a command by their content, and its flags in their order."""
+def asked_for(arguments: list[str]) -> dict[str, Any]:
+    """The configurations of a command by their content now, and its flags in their order."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     asked: dict[str, Any] = {"configurations": [], "flags": []}
     flags = iter(words[1:])
     for flag in flags:
         value = next(flags, "") if flag.startswith("--") else ""
         if flag in ("--config", "-c"):
-            file = Path(value).resolve()
-            asked["configurations"].append([str(file), hashlib.sha256(file.read_bytes()).hexdigest()])
+            asked["configurations"].append([str(Path(value).resolve()), _content_hash(Path(value))])
         elif flag not in _ASIDE:
             asked["flags"].append([flag, value])
     return asked
+
+
+def _content_hash(file: Path) -> str | None:
+    """None for what is no file: a configuration may be written out on the command line."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 class Stage:
@@ -74,7 +81,7 @@ class Stage:
         found = []
         for note in (runs / self.run_name).glob(f"version_*/{FINISHED}"):
             best = note.parent / "checkpoints" / "best.ckpt"
-            if best.is_file() and json.loads(note.read_text(encoding="utf-8")) == _asked(self._command):
+            if best.is_file() and json.loads(note.read_text(encoding="utf-8")) == asked_for(self._command):
                 found.append(best)
         return max(found, key=lambda file: file.stat().st_mtime, default=None)
 

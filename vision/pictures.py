@@ -44,6 +44,17 @@ def confusion_figure(matrix: NDArray[np.int64], class_names: Sequence[str]) -> F
     return figure
 
 
+def shortened(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, room: int
+) -> str:
+    """A text that fits into ``room`` pixels, cut off with an ellipsis where it is longer."""
+    if draw.textlength(text, font) <= room:
+        return text
+    while text and draw.textlength(text + "…", font) > room:
+        text = text[:-1].rstrip()
+    return text + "…"
+
+
 def contact_sheet(
     images: Sequence[Picture],
     captions: Sequence[Sequence[tuple[str, str]]],
@@ -74,7 +85,6 @@ def contact_sheet(
         picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + (tile - size[0]) // 2, top + (tile - size[1]) // 2))
         for number, (text, colour) in enumerate(caption):
-            while text and draw.textlength(text, font) > tile:
-                text = text[:-2].rstrip() + "…" if text.endswith("…") else text[:-1].rstrip() + "…"
-            draw.text((left, top + tile + number * line + 3), text, fill=colour, font=font)
+            shown = shortened(draw, font, text, tile)
+            draw.text((left, top + tile + number * line + 3), shown, fill=colour, font=font)
     return np.asarray(sheet)

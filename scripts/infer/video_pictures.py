@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scripts.quiet import native_errors_hidden
 from vision.errors import InputError
-from vision.pictures import ACCENT, INK, MUTED, PAPER, Picture
+from vision.pictures import ACCENT, INK, MUTED, PAPER, Picture, shortened
 
 LEAST_SIDE, MOST_SIDE = 320, 720  # pixels of the shown frame's width, so that the words can be read
 LINE = 26
@@ -35,17 +35,6 @@ def annotated(frame: Picture, seconds: float, answers: Sequence[tuple[str, float
         draw.text((8, top), shortened(draw, font, name, width - 70), fill=INK if line == 0 else MUTED, font=font)
         draw.text((width - 8 - draw.textlength(said, font), top), said, fill=INK if line == 0 else MUTED, font=font)
     return np.asarray(canvas)
-
-
-def shortened(
-    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, room: int
-) -> str:
-    """A text that fits into ``room`` pixels."""
-    if draw.textlength(text, font) <= room:
-        return text
-    while text and draw.textlength(text + "…", font) > room:
-        text = text[:-1].rstrip()
-    return text + "…"
 
 
 def write_video(file: Path, frames: Iterator[Picture], rate: float) -> None:

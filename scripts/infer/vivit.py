@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -184,8 +185,12 @@ def _as_json(schema: LabelSchema, scores: dict[str, list[float]]) -> dict[str, A
 
 def _frames(path: str, found: Recognised, schema: LabelSchema, decoder: str) -> Iterator[NDArray[Any]]:
     """The frames of a video, each with the mean of the windows that it is in (of the last one, behind them all)."""
+    coming, windows = deque(found.windows[1:]), deque(found.windows[:1])
     for seconds, frame in iterate_frames(path, decoder):
-        windows = [of for of in found.windows if of.start <= seconds <= of.end] or [found.windows[-1]]
+        while coming and coming[0].start <= seconds:
+            windows.append(coming.popleft())
+        while len(windows) > 1 and windows[0].end < seconds:
+            windows.popleft()
         shown = []
         for name in schema.names:
             mean = [sum(values) / len(windows) for values in zip(*(of.scores[name] for of in windows), strict=True)]
