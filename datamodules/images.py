@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC
+from typing import Any
 
 import albumentations as A
 from torch import Tensor
 
-from datamodules.decoding import MAX_PIXELS, read_image
+from datamodules.decoding import read_image
 from datamodules.files import FileDataset, Files, Listed
 from datamodules.transforms import apply_seeded, eval_transform, train_transform
-from vision.preprocessing import CropMode, Interpolation
 
 
 class ImageDataset(FileDataset):
@@ -40,16 +40,6 @@ class Images(Files, ABC):
 
     Args:
         root: folder of the data, or ``builtin:NAME``.
-        seed: of the order, augmentation, and whatever else is left to chance.
-        batch_size: images a step and process.
-        num_workers: processes that decode; 0 decodes in the main one.
-        image_size: pixels, one side or [height, width].
-        mean: of the RGB channels on the [0, 1] scale.
-        std: of the RGB channels on the [0, 1] scale.
-        interpolation: for enlarging; images are shrunk by area averaging.
-        crop_pct: share of the resized short side that the evaluation's centre crop keeps.
-        crop_mode: ``center`` keeps the aspect ratio; ``squash`` resizes both sides, so that nothing is cut off that
-            ``crop_pct`` does not cut off.
         scale: range of the share of the area that a training crop keeps. With ``null``, training images are resized
             as in evaluation, and the crop of the network's size is taken anywhere.
         ratio: range of the aspect ratio of a training crop.
@@ -57,10 +47,7 @@ class Images(Files, ABC):
         auto_augment: a policy of timm's, e.g. ``rand-m9-mstd0.5-inc1`` or ``3a``.
         augmentations: further albumentations transforms, applied after the crop.
         random_erasing: probability that a rectangle is overwritten with noise.
-        max_unreadable: share of the images that may be unreadable before the run stops. Unreadable training
-            images are replaced by others, unreadable validation and test images are left out; all are listed in
-            ``unreadable.csv`` in the run's folder (one a process, of several).
-        max_pixels: images with more pixels count as unreadable (decompression bombs).
+        kwargs: see :class:`~datamodules.files.Files`.
 
     Raises:
         InputError: at construction or ``setup``, for whatever a user can put right.
@@ -71,38 +58,15 @@ class Images(Files, ABC):
     def __init__(
         self,
         root: str,
-        seed: int = 0,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        image_size: int | tuple[int, int] | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        interpolation: Interpolation | None = None,
-        crop_pct: float | None = None,
-        crop_mode: CropMode | None = None,
         scale: tuple[float, float] | None = (0.08, 1.0),
         ratio: tuple[float, float] = (0.75, 4 / 3),
         horizontal_flip: float = 0.5,
         auto_augment: str | None = None,
         augmentations: list[A.BasicTransform] | None = None,
         random_erasing: float = 0.0,
-        max_unreadable: float = 0.01,
-        max_pixels: int = MAX_PIXELS,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            root,
-            seed=seed,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            interpolation=interpolation,
-            crop_pct=crop_pct,
-            crop_mode=crop_mode,
-            max_unreadable=max_unreadable,
-            max_pixels=max_pixels,
-        )
+        super().__init__(root, **kwargs)
         self.scale, self.ratio, self.horizontal_flip = scale, ratio, horizontal_flip
         self.auto_augment, self.augmentations, self.random_erasing = auto_augment, augmentations or [], random_erasing
 
