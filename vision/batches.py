@@ -79,3 +79,30 @@ class FeatureBatch(TypedDict):
     labels: Tensor
     path: list[str]
     unreadable: list[tuple[str, str]]
+
+
+class StreamBatch(TypedDict):
+    """Images in the order in which a deployed network meets them, some of them corrupted.
+
+    Keys:
+        image: as in :class:`ImageBatch`.
+        target: int64 ``(B,)`` class indices; of pictures labelled pixel by pixel ``(B, H, W)``, 255 where there is no
+            label. For measuring: what adapts never sees it.
+        path: the file of each image (or file and row), ``B`` strings.
+        unreadable: (path, reason) of files that could not be read while this batch was made.
+        domain: what was done to each image: a corruption's name, or ``clean``; ``B`` strings.
+        position: how many stretches of the stream lie before this one; a stretch is a corruption at a severity, or,
+            where corruptions are mixed, a round.
+        round: how many times the whole order of corruptions lies before this batch.
+        probe: clean images to measure with and not to adapt on. They come after a stretch, whose position they have;
+            those before the first stretch have position -1.
+    """
+
+    image: Tensor
+    target: Tensor
+    path: list[str]
+    unreadable: list[tuple[str, str]]
+    domain: list[str]
+    position: int
+    round: int
+    probe: bool

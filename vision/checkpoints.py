@@ -15,11 +15,15 @@ from vision.errors import InputError, shorten
 StateDict = dict[str, Tensor]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, trusted: bool = False) -> dict[str, Any]:
     """Reads a ``.safetensors`` file or a PyTorch file on the CPU, without unpickling objects.
 
     ``argparse.Namespace`` is the one class let through: many official releases keep their options in it, and
     it holds nothing but attributes.
+
+    Args:
+        path: the file.
+        trusted: unpickle objects, which may run any code that the file's author put there.
 
     Raises:
         InputError: the file is missing, empty, truncated, of another format, or would have to run code.
@@ -39,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=not trusted)
     # A damaged file can fail anywhere in the reader, so every failure of it is a property of the file.
     except Exception as error:
         reason = str(error)
@@ -72,12 +76,13 @@ def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> No
 
 
 def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
-    """The tensors of a checkpoint: itself, or what it has under ``model``, ``state_dict``, ``model_ema`` or ``module``.
+    """The tensors of a checkpoint: itself, or what it has under ``model``, ``state_dict``, ``model_ema``, ``module``
+    or ``net``.
 
     Raises:
         InputError: no tensors are found, or a floating-point tensor holds NaN or infinity.
     """
-    for key in ("model", "state_dict", "model_ema", "module"):
+    for key in ("model", "state_dict", "model_ema", "module", "net"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -98,11 +103,11 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
         raise InputError(f"{source}: NaN or infinite values in {shorten(bad)}")
 
 
-def read_state_dict(source: str | Path | Mapping[str, Any]) -> StateDict:
+def read_state_dict(source: str | Path | Mapping[str, Any], trusted: bool = False) -> StateDict:
     """The tensors of a file or of a mapping; see :func:`read_checkpoint` and :func:`as_state_dict`."""
     if isinstance(source, Mapping):
         return as_state_dict(source, "state dict")
-    return as_state_dict(read_checkpoint(source), str(source))
+    return as_state_dict(read_checkpoint(source, trusted), str(source))
 
 
 def check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str) -> None:

@@ -1,0 +1,400 @@
+"""EcoTTA: continual test-time adaptation by small networks beside a frozen one (arXiv 2303.01904)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vision.ecotta.discovery import Block, Call, find_blocks, find_named, find_stages, is_row, trace
+from vision.ecotta.frozen import Memory
+from vision.ecotta.guard import GuardOptions
+from vision.ecotta.losses import Reduction, confident, entropy, filtered_entropy, flat_logits
+from vision.ecotta.meta import Form, MetaConv, MetaResidual, make_meta
+from vision.ecotta.method import Descent, Method, Step, batch_norms, freeze, logits_of
+from vision.ecotta.partition import ParameterBytes, check_sizes, cheapest_near, default_sizes, group_bytes
+from vision.errors import InputError
+
+Partition = Literal["default", "auto"] | Sequence[int] | Sequence[Sequence[str]]
+Update = Literal["joint", "two_step"]
+
+
+class EcoTTA(Method):
+    """A frozen network, cut into groups of blocks, each with a meta network that is trained.
+
+    Made by :meth:`attach`. One step of :meth:`adapt` is one forward pass: each group's regulariser is run backward at
+    once, into its own meta network (Fig. 3c), then the entropy of the sure predictions through all of them (Eq. 3).
+
+    Args:
+        model: the network; frozen here, and not copied.
+        metas: a meta network for each group.
+        groups: the names of each group's blocks.
+        in_row: each block takes the very tensor that the one before gave.
+        strength: of the regulariser, lambda in Eq. 3.
+        descent: SGD with momentum 0.9 and a rate of 5e-3 for batches of 64.
+        margin: predictions with an entropy above ``margin * ln C`` are left out.
+        reduction: of the entropies; ``kept`` as the community's code, ``batch`` as Eq. 2 has it.
+        update: ``two_step`` is the community's: a step on the regularisers, then one on the entropy of a second
+            forward pass, whose logits are returned.
+        constant_statistics: gradients take the batch statistics of frozen normalisations for constants; by default
+            with ``memsave``, which needs it for most of what it saves.
+        prior: see :class:`~vision.ecotta.method.Method`.
+        memory: ``memsave`` keeps next to nothing of the frozen network, ``checkpoint`` computes each group anew in
+            the backward pass and has exact gradients, ``eager`` is plain PyTorch.
+        guard: see :class:`~vision.ecotta.method.Method`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        metas: Sequence[nn.Module],
+        groups: Sequence[Sequence[str]],
+        in_row: bool = True,
+        *,
+        strength: float = 0.5,
+        descent: Descent | None = None,
+        margin: float = 0.4,
+        reduction: Reduction = "kept",
+        update: Update = "joint",
+        constant_statistics: bool | None = None,
+        prior: float = 0.0,
+        memory: Memory = "memsave",
+        guard: GuardOptions | None = None,
+    ) -> None:
+        super().__init__(freeze(model), prior, memory, guard)
+        for name, value, known in (
+            ("memory", memory, ("eager", "memsave", "checkpoint")),
+            ("reduction", reduction, ("kept", "batch")),
+            ("update", update, ("joint", "two_step")),
+        ):
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {value}")
+        if not strength >= 0:
+            raise InputError(f"strength must be at least 0, got {strength}")
+        if memory == "checkpoint" and not in_row:
+            raise InputError("memory 'checkpoint' needs blocks in a row; this network's groups have others between")
+        self.metas = nn.ModuleList(metas)
+        self.metas.eval()
+        self.groups = [tuple(names) for names in groups]
+        self.strength, self.margin, self.reduction, self.update = strength, margin, reduction, update
+        self.descent = descent or Descent()
+        self.constant_statistics = constant_statistics
+        self._needs_calibration = False
+
+    # ------------------------------------------------------------------------------------------------- attaching
+    @classmethod
+    def attach(
+        cls,
+        model: nn.Module,
+        groups: int | None = None,
+        partition: Partition = "default",
+        *,
+        memory_budget_mb: float | None = None,
+        batch_size: int = 64,
+        form: Form | Literal["auto"] = "auto",
+        kernel: int | None = None,
+        input_size: tuple[int, int] | None = None,
+        calibrate: bool = True,
+        **options: Any,
+    ) -> EcoTTA:
+        """Puts meta networks beside a network's blocks, which are found by one traced forward pass.
+
+        Args:
+            model: any of timm's networks, or one whose main path is blocks in a row (else name them). It is frozen and
+                stays as it is otherwise; it can be used on its own.
+            groups: how many, K. By default as many as ``partition`` has, 4, or with ``auto`` the most (up to 5) that
+                the budget allows.
+            partition: ``default`` for the paper's cuts; numbers of blocks for each group, shallow to deep; the blocks'
+                names in lists, one a group; or ``auto`` for the cuts nearest to the default that fit into
+                ``memory_budget_mb``.
+            memory_budget_mb: megabytes (1e6 bytes) by the paper's count, for ``auto``.
+            batch_size: images of a step, for ``auto``.
+            form: ``conv`` (the paper's), ``separable``, or ``residual``; ``auto`` takes ``conv`` where the network has
+                batch normalisations.
+            kernel: of the convolutions; by default 1 for networks of bottlenecks and 3 for others.
+            input_size: (height, width) of the images; by default what timm says of the network, else 224.
+            calibrate: without a warm-up on source data, make the meta networks nearly the identity on the first
+                batch (ours, not the paper's). :meth:`warm_up_logits` turns it off.
+            options: of :class:`EcoTTA`.
+
+        Raises:
+            InputError: blocks, partition or budget do not fit the network.
+        """
+        normalised = any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in model.modules())
+        if not batch_norms(model) and not normalised:
+            raise InputError("attach: the network has neither batch nor layer normalisation, so nothing to adapt by")
+        parameter = next(model.parameters())
+        image = torch.zeros(1, 3, *(input_size or _size_of(model)), device=parameter.device, dtype=parameter.dtype)
+        root = trace(model, image)
+        chosen_form: Form = ("conv" if batch_norms(model) else "residual") if form == "auto" else form
+        if chosen_form not in ("conv", "separable", "residual"):
+            raise InputError(f"form must be auto, conv, separable or residual, got {form}")
+        found = _cut(model, root, groups, partition, memory_budget_mb, batch_size, chosen_form, kernel)
+        cut, taken_kernel = found
+        blocks = [block for group in cut for block in group]
+        channels_last = _channels_last(blocks)
+        metas = []
+        previous = cut[0][0].before
+        for group in cut:
+            metas.append(make_meta(chosen_form, previous, group[-1].after, taken_kernel, channels_last))
+            previous = group[-1].after
+        for meta in metas:
+            meta.to(device=parameter.device, dtype=parameter.dtype)
+        names = [[block.name for block in group] for group in cut]
+        adapter = cls(model, metas, names, is_row(root, blocks), **options)
+        adapter._needs_calibration = calibrate and any(isinstance(meta, MetaConv) for meta in metas)
+        return adapter
+
+    # -------------------------------------------------------------------------------------------- before deployment
+    def warm_up_logits(self, x: Tensor) -> Tensor:
+        """Logits with gradients for the meta networks, for a supervised warm-up on source images (Sec. 3.2).
+
+        The frozen network runs as it will when it is adapted; the meta networks' statistics follow the batches.
+        """
+        self._needs_calibration = False
+        self.metas.train()
+        try:
+            return self._run(x)
+        finally:
+            self.metas.eval()
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Makes the meta networks nearly the identity on these images ``(B, 3, H, W)``, which need no labels."""
+        self._needs_calibration = False
+        x = self._checked(x)
+        with self._attached(lambda k, before, after: self._calibrated(k, before, after)), self.operations():
+            self.model(x)
+
+    def _calibrated(self, k: int, before: Tensor, after: Tensor) -> Tensor:
+        meta = cast("MetaConv | MetaResidual", self.metas[k])
+        meta.calibrate(after)
+        return cast("Tensor", meta(before, after))
+
+    # --------------------------------------------------------------------------------------------------- adapting
+    def step(self, x: Tensor) -> tuple[Tensor, Step]:
+        """See :class:`EcoTTA`."""
+        if self.update == "two_step":
+            self._run(x, distances := [])
+            self.take_step()
+            logits = self._run(x)
+        else:
+            logits = self._run(x, distances := [])
+        rows = flat_logits(logits)
+        entropies = entropy(rows)
+        kept = confident(entropies.detach(), rows.shape[1], self.margin)
+        loss = filtered_entropy(entropies, kept, self.reduction)
+        finite = loss is not None and bool(torch.isfinite(loss))
+        if finite:
+            assert loss is not None
+            loss.backward()  # type: ignore[no-untyped-call]
+        updated = self.take_step()
+        distance = float(torch.stack(distances).sum()) if distances else 0.0
+        total = (float(loss.detach()) if loss is not None else 0.0) + self.strength * distance
+        mean = float(entropies.detach().mean())
+        return logits, Step(total, mean, float(kept.float().mean()), distance, updated)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The adapted network's answer, float32."""
+        return self._run(x)
+
+    def adapt(self, x: Tensor) -> Tensor:
+        """See :meth:`Method.adapt`; the first batch calibrates meta networks that had no warm-up."""
+        if self._needs_calibration:
+            with self._lock, torch.inference_mode(False):
+                self.calibrate(x)
+        return super().adapt(x)
+
+    # ------------------------------------------------------------------------------------------------ the passes
+    def _run(self, x: Tensor, distances: list[Tensor] | None = None) -> Tensor:
+        """A pass through network and meta networks.
+
+        Args:
+            x: images.
+            distances: is given each group's ``R_k``; their gradients are then added to the meta networks'.
+        """
+
+        def joined(k: int, before: Tensor, after: Tensor) -> Tensor:
+            adapted: Tensor = self.metas[k](before, after)
+            if distances is not None:
+                distances.append(self._regularise(k, adapted, after))
+            return adapted
+
+        with self._attached(joined), self.operations():
+            return logits_of(self.model(x))
+
+    def _regularise(self, k: int, adapted: Tensor, after: Tensor) -> Tensor:
+        """``R_k``, whose gradient goes to the k-th meta network alone, and at once (Sec. 3.2)."""
+        difference = adapted.detach() - after.detach()
+        distance = torch.linalg.vector_norm(difference, 1) / difference.numel()
+        if self.strength and adapted.requires_grad:
+            # Of an absolute value the derivative is the sign. The graph up to this group's inputs is walked again for
+            # the entropy; what lies before is not walked now, for it leads to none of these parameters.
+            sign = difference.sign_().mul_(self.strength / difference.numel())
+            torch.autograd.backward(adapted, sign, inputs=list(self.metas[k].parameters()), retain_graph=True)
+        return distance
+
+    @contextmanager
+    def _attached(self, joined: Any) -> Iterator[None]:
+        """The block in which the network's groups give what ``joined(k, before, after)`` makes of them."""
+        modules = dict(self.model.named_modules())
+        before: list[Tensor] = []
+
+        with ExitStack() as stack:
+            if self.memory == "checkpoint" and torch.is_grad_enabled():
+                for k, names in enumerate(self.groups):
+                    self._computed_anew(stack, [modules[name] for name in names], k, joined)
+                yield
+                return
+
+            def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+                before[:] = [args[0]]
+
+            def leave(k: int) -> Any:
+                def hook(module: nn.Module, args: tuple[Any, ...], after: Tensor) -> Tensor:
+                    out: Tensor = joined(k, before[0], after)
+                    before[:] = [out]
+                    return out
+
+                return hook
+
+            first = modules[self.groups[0][0]]
+            stack.callback(first.register_forward_pre_hook(enter, prepend=True).remove)
+            for k, names in enumerate(self.groups):
+                stack.callback(modules[names[-1]].register_forward_hook(leave(k)).remove)
+            yield
+
+    def _computed_anew(self, stack: ExitStack, blocks: list[nn.Module], k: int, joined: Any) -> None:
+        """Lets a group's first block compute the whole group, and the others pass on what they are given."""
+        forwards = [block.forward for block in blocks]
+
+        def group(x: Tensor) -> Tensor:
+            for forward in forwards:
+                x = forward(x)
+            return x
+
+        def first(x: Tensor) -> Tensor:
+            # What is computed anew in the backward pass is computed outside of this pass's operations.
+            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.operations())}
+            after = checkpoint(group, x, **again) if x.requires_grad else group(x)  # type: ignore[arg-type]
+            out: Tensor = joined(k, x, after)
+            return out
+
+        for i, block in enumerate(blocks):
+            block.forward = first if i == 0 else _passed_on  # type: ignore[method-assign]
+            stack.callback(block.__dict__.pop, "forward", None)
+
+    # ----------------------------------------------------------------------------------------------------- state
+    def meta_state_dict(self) -> dict[str, Tensor]:
+        """The meta networks' parameters and statistics alone; the rest of the state is the frozen network's."""
+        return {f"metas.{key}": value for key, value in self.metas.state_dict().items()}
+
+
+def _passed_on(x: Tensor) -> Tensor:
+    return x
+
+
+def _size_of(model: nn.Module) -> tuple[int, int]:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    size = config.get("input_size", (3, 224, 224))
+    return int(size[1]), int(size[2])
+
+
+def _channels_last(blocks: Sequence[Block]) -> bool:
+    """Whether feature maps have their channels last: those of the deepest one are more than its places."""
+    shape = blocks[-1].after
+    return len(shape) == 4 and shape[3] > shape[1] and shape[1] == shape[2]
+
+
+def _bottlenecks(model: nn.Module, blocks: Sequence[Block]) -> bool:
+    modules = dict(model.named_modules())
+    return any("Bottleneck" in type(modules[block.name]).__name__ for block in blocks)
+
+
+def _cut(
+    model: nn.Module,
+    root: Call,
+    groups: int | None,
+    partition: Partition,
+    budget: float | None,
+    batch_size: int,
+    form: Form,
+    kernel: int | None,
+) -> tuple[list[list[Block]], int]:
+    """The groups of blocks, and the kernel of their convolutions."""
+    if partition == "auto" and budget is None:
+        raise InputError("attach: partition 'auto' needs memory_budget_mb")
+    if not isinstance(partition, str) and partition and not isinstance(partition[0], int):
+        named = [list(cast("Sequence[str]", names)) for names in partition]
+        if not all(named):
+            raise InputError("attach: a group of the partition has no blocks")
+        blocks = find_named(root, [name for names in named for name in names])
+        sizes = [len(names) for names in named]
+    else:
+        blocks = find_blocks(root)
+        if sum(_weights(model, block.name) for block in blocks) < _weights(model, "") / 3:
+            # A short row is a part of some other structure.
+            blocks = find_stages(model, root)[1:]
+        if not blocks:
+            raise InputError("attach: no blocks in a row were found; name them: partition=[['layer1', ...], ...]")
+        sizes = []
+    bottlenecks = _bottlenecks(model, blocks)
+    taken_kernel = kernel if kernel is not None else (1 if bottlenecks else 3)
+    if taken_kernel < 1 or taken_kernel % 2 == 0:
+        raise InputError(f"attach: kernel must be an odd number, got {kernel}")
+    if sizes:
+        pass
+    elif partition == "auto":
+        assert budget is not None
+        if form == "residual":
+            raise InputError("attach: partition 'auto' counts convolutions; give the numbers of blocks")
+        sizes = _within(model, root, blocks, groups, budget, batch_size, taken_kernel, form, bottlenecks)
+    elif partition == "default":
+        sizes = default_sizes(len(blocks), groups or 4, bottlenecks)
+    else:
+        sizes = check_sizes(cast("Sequence[int]", partition), len(blocks))
+    if groups is not None and groups != len(sizes):
+        raise InputError(f"attach: the partition has {len(sizes)} groups, groups is {groups}")
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [blocks[end - size : end] for end, size in zip(ends, sizes, strict=True)], taken_kernel
+
+
+def _within(
+    model: nn.Module,
+    root: Call,
+    blocks: Sequence[Block],
+    groups: int | None,
+    budget: float,
+    batch_size: int,
+    kernel: int,
+    form: Form,
+    bottlenecks: bool,
+) -> list[int]:
+    """The numbers of blocks that fit into a budget."""
+    weights = ParameterBytes(sum(p.numel() for p in model.parameters()), kernel, form == "separable")
+    fixed = rectifier_bytes(root)
+    for number in [groups] if groups is not None else range(min(5, len(blocks)), 0, -1):
+        wanted = default_sizes(len(blocks), number, bottlenecks)
+        if found := cheapest_near(blocks, wanted, fixed, weights, batch_size, budget * 1e6):
+            return found
+    last = blocks[-1]
+    least = batch_size * (fixed + group_bytes(blocks[0].before, last.after)) + weights.frozen
+    least += weights.of(blocks[0].before, last.after)
+    raise InputError(
+        f"attach: no partition fits into {budget:g} MB; one group takes {least / 1e6:.1f} MB at batches of {batch_size}"
+    )
+
+
+def rectifier_bytes(call: Call) -> float:
+    """Bytes an image that all rectifiers keep, by the paper's count: a bit for each of their inputs."""
+    own = call.given.numel() / 8 if isinstance(call.module, nn.ReLU) and call.given is not None else 0.0
+    return own + math.fsum(rectifier_bytes(inner) for inner in call.calls)
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    return sum(parameter.numel() for parameter in model.get_submodule(name).parameters())

@@ -1,0 +1,169 @@
+"""Wide residual networks for small images, as RobustBench has them (TRADES form), under its key names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision.checkpoints import StateDict, load_strict, read_state_dict
+from vision.errors import InputError
+from vision.preprocessing import Preprocessing
+
+Normalisation = Literal["auto", "none"] | tuple[tuple[float, ...], tuple[float, ...]]
+# name: depth, width, and whether the published network normalises its input by mean and deviation 0.5
+VARIANTS = {"wrn_16_1": (16, 1, False), "wrn_28_10": (28, 10, False), "wrn_40_2": (40, 2, True)}
+PREPROCESSING = Preprocessing(
+    size=(32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear", crop_pct=1.0
+)
+"""Images in [0, 1]: a network that wants them otherwise does it itself."""
+
+
+class BasicBlock(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-conv and a way round them."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.convShortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, inner, H, W)`` to ``(B, outer, H / stride, W / stride)``."""
+        out = self.relu1(self.bn1(x))
+        way_round = x if self.convShortcut is None else self.convShortcut(out)
+        out = self.conv2(self.relu2(self.bn2(self.conv1(out))))
+        return torch.add(way_round, out)
+
+
+class _Stage(nn.Module):
+    def __init__(self, blocks: int, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            *(BasicBlock(outer if i else inner, outer, 1 if i else stride) for i in range(blocks))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width (arXiv 1605.07146), pre-activation.
+
+    Args:
+        depth: 6 n + 4, with n blocks a stage.
+        width: factor of the channels 16, 32, 64 of the three stages.
+        num_classes: outputs.
+        mean: subtracted from images; None where the network takes them as they are.
+        std: that they are then divided by.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        num_classes: int = 10,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if (depth - 4) % 6 or depth < 10:
+            raise InputError(f"depth of a wide residual network must be 6 n + 4, got {depth}")
+        self.depth, self.width, self.num_classes = depth, width, num_classes
+        blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
+        # Not persistent: published files lack them.
+        for name, values in (("mu", mean), ("sigma", std)):
+            self.register_buffer(name, None if values is None else torch.tensor(values).view(1, -1, 1, 1), False)
+        self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
+        self.block1 = _Stage(blocks, channels[0], channels[1], 1)
+        self.block2 = _Stage(blocks, channels[1], channels[2], 2)
+        self.block3 = _Stage(blocks, channels[2], channels[3], 2)
+        self.bn1 = nn.BatchNorm2d(channels[3])
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(channels[3], num_classes)
+        self.num_features = channels[3]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` in [0, 1], of any size, to logits ``(B, classes)``."""
+        if isinstance(self.mu, Tensor):
+            x = (x - self.mu) / self.sigma
+        out = self.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
+        # The published head pools 8x8 and reshapes, which moves the rest of a larger image into the batch.
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
+        return logits
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm's networks have it."""
+        return self.fc
+
+
+def build(
+    name: str, num_classes: int = 10, distillation: bool = False, img_size: tuple[int, int] | None = None
+) -> WideResNet:
+    """A network of :data:`VARIANTS` with random weights, for images of any size.
+
+    Raises:
+        InputError: it has no second head.
+    """
+    if distillation:
+        raise InputError(f"'{name}' has no distillation head")
+    depth, width, normalised = VARIANTS[name]
+    half = (0.5, 0.5, 0.5) if normalised else None
+    return WideResNet(depth, width, num_classes, half, half)
+
+
+def load_official(
+    source: str | Path | Mapping[str, Any],
+    normalisation: Normalisation = "auto",
+    img_size: tuple[int, int] | None = None,
+) -> WideResNet:
+    """A wide residual network from a RobustBench file, in evaluation mode.
+
+    Args:
+        source: a path or a state dict; ``module.`` and ``model.`` before the keys are dropped.
+        normalisation: of the images, mean and deviation. ``auto``: the file's ``mu`` and ``sigma`` where it has them;
+            else 0.5 for WRN-40-2 (the AugMix network, whose file lacks them), and none for others.
+        img_size: makes no difference.
+
+    Raises:
+        InputError: the weights do not fit; the keys are named.
+    """
+    state = {key.removeprefix("model."): value for key, value in read_state_dict(source).items()}
+    label = "state dict" if isinstance(source, Mapping) else str(source)
+    given = [state.pop(name, None) for name in ("mu", "sigma")]
+    depth, width, classes = _sizes(state, label)
+    chosen: tuple[Any, Any] = (None, None)
+    if normalisation == "auto":
+        if given[0] is not None and given[1] is not None:
+            chosen = tuple(tuple(value.flatten().tolist()) for value in given)  # type: ignore[assignment]
+        elif (depth, width) == (40, 2):
+            chosen = ((0.5,) * 3, (0.5,) * 3)
+    elif normalisation != "none":
+        chosen = normalisation
+    model = WideResNet(depth, width, classes, *chosen)
+    load_strict(model, state, label)
+    return model.eval()
+
+
+def _sizes(state: StateDict, label: str) -> tuple[int, int, int]:
+    """Depth, width and classes of weights."""
+    blocks = [int(found[1]) for key in state if (found := re.match(r"block1\.layer\.(\d+)\.", key))]
+    head, shortcut = state.get("fc.weight"), state.get("bn1.weight")
+    if not blocks or head is None or head.dim() != 2 or shortcut is None or len(shortcut) % 64:
+        raise InputError(f"{label}: no wide residual network (expected block1.layer.0..., bn1.*, fc.*)")
+    return 6 * (max(blocks) + 1) + 4, len(shortcut) // 64, len(head)
