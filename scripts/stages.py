@@ -51,6 +51,13 @@ def _content_hash(file: Path) -> str | None:
         return None
 
 
+def newest_best(folder: Path) -> Path | None:
+    """``best.ckpt`` of the newest of a configuration's runs that came to its end, if there is one."""
+    notes = folder.glob(f"version_*/{FINISHED}")
+    found = [best for note in notes if (best := note.parent / "checkpoints" / "best.ckpt").is_file()]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
 class Stage:
     """A configuration whose checkpoint another one begins with.
 

@@ -1,7 +1,8 @@
 """Lightning modules: how each system is trained, validated, tested and predicted with."""
 
 from tasks.classification import ImageClassifier
+from tasks.ecotta import TestTimeAdaptation
 from tasks.medic import MultitaskClassifier
 from tasks.vivit import VideoClassifier
 
-__all__ = ["ImageClassifier", "MultitaskClassifier", "VideoClassifier"]
+__all__ = ["ImageClassifier", "MultitaskClassifier", "TestTimeAdaptation", "VideoClassifier"]

@@ -65,7 +65,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 # What a training checkpoint says of its network stands under one of these keys; and the system that uses it.
-RECORDS = {"classifier": "efficientvit", "multitask": "medic", "vivit": "vivit"}
+RECORDS = {"classifier": "efficientvit", "ecotta": "ecotta", "multitask": "medic", "vivit": "vivit"}
 
 
 def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> None:

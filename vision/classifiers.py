@@ -18,8 +18,12 @@ from vision.measure.state import unchanged
 from vision.preprocessing import Preprocessing
 
 # Backbones of this package by name. Such a module offers VARIANTS, build(name, **settings) and
-# load_official(source, **settings); it is imported when one of its names is asked for.
-OWN: dict[str, str] = {f"efficientvit_m{i}": "vision.efficientvit" for i in range(6)}
+# load_official(source, **settings); and PREPROCESSING, where it is not the usual one. It is imported when one of its
+# names is asked for.
+OWN: dict[str, str] = {
+    **{f"efficientvit_m{i}": "vision.efficientvit" for i in range(6)},
+    **dict.fromkeys(("wrn_16_1", "wrn_28_10", "wrn_40_2"), "vision.ecotta.wrn"),
+}
 RECORD = "classifier"  # the key under which a training checkpoint keeps a ClassifierRecord
 
 
@@ -71,7 +75,8 @@ def preprocessing_of(backbone: str) -> Preprocessing:
         InputError: neither this package nor timm has a network of that name.
     """
     if backbone in OWN:
-        return Preprocessing()
+        own: Preprocessing = getattr(importlib.import_module(OWN[backbone]), "PREPROCESSING", Preprocessing())
+        return own
     name = timm_name(backbone)
     config = timm.get_pretrained_cfg(name)
     return Preprocessing.from_timm(config.to_dict() if config is not None else {})

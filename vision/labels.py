@@ -14,6 +14,9 @@ from vision.errors import InputError, did_you_mean
 MISSING = -1
 """The index of a label that is not given."""
 
+IGNORED = 255
+"""The class of a pixel that has no label."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # What columns, measures and outputs are called beside the tasks; and how columns of a task end.
 _TAKEN = {"image_path", "images", "mean", "path", "review_rank", "status"}

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from datamodules.builtin.digit_pairs import write_digit_pairs
 from datamodules.builtin.digits import write_digits
 from datamodules.builtin.motion import write_motion, write_views
 from datamodules.builtin.photographs import write_photographs
@@ -20,6 +21,7 @@ from vision.errors import InputError, did_you_mean
 PREFIX = "builtin:"
 # The number is part of the folder's name: raise it when what is written changes, and old folders stay unused.
 WRITERS: dict[str, tuple[int, Callable[[Path], None]]] = {
+    "digit_pairs": (1, write_digit_pairs),
     "digits": (1, write_digits),
     "motion": (1, write_motion),
     "motion_views": (1, write_views),

@@ -84,7 +84,9 @@ class EcoTTA(Method):
         self.strength, self.margin, self.reduction, self.update = strength, margin, reduction, update
         self.descent = descent or Descent()
         self.constant_statistics = constant_statistics
-        self._needs_calibration = False
+        self.needs_calibration = False
+        self.form: Form = "conv"
+        self.kernel = 3
 
     # ------------------------------------------------------------------------------------------------- attaching
     @classmethod
@@ -147,7 +149,8 @@ class EcoTTA(Method):
             meta.to(device=parameter.device, dtype=parameter.dtype)
         names = [[block.name for block in group] for group in cut]
         adapter = cls(model, metas, names, is_row(root, blocks), **options)
-        adapter._needs_calibration = calibrate and any(isinstance(meta, MetaConv) for meta in metas)
+        adapter.form, adapter.kernel = chosen_form, taken_kernel
+        adapter.needs_calibration = calibrate and any(isinstance(meta, MetaConv) for meta in metas)
         return adapter
 
     # -------------------------------------------------------------------------------------------- before deployment
@@ -156,7 +159,7 @@ class EcoTTA(Method):
 
         The frozen network runs as it will when it is adapted; the meta networks' statistics follow the batches.
         """
-        self._needs_calibration = False
+        self.needs_calibration = False
         self.metas.train()
         try:
             return self._run(x)
@@ -166,7 +169,7 @@ class EcoTTA(Method):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Makes the meta networks nearly the identity on these images ``(B, 3, H, W)``, which need no labels."""
-        self._needs_calibration = False
+        self.needs_calibration = False
         x = self._checked(x)
         with self._attached(lambda k, before, after: self._calibrated(k, before, after)), self.operations():
             self.model(x)
@@ -205,7 +208,7 @@ class EcoTTA(Method):
 
     def adapt(self, x: Tensor) -> Tensor:
         """See :meth:`Method.adapt`; the first batch calibrates meta networks that had no warm-up."""
-        if self._needs_calibration:
+        if self.needs_calibration:
             with self._lock, torch.inference_mode(False):
                 self.calibrate(x)
         return super().adapt(x)

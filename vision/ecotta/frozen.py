@@ -275,6 +275,8 @@ class FrozenOps(TorchFunctionMode):
     ) -> Tensor:
         if not self.sparing or not _differentiated(x):
             return function(x)
+        if not torch.ops.aten.is_non_overlapping_and_dense(x):
+            x = x.contiguous()  # the bits are those of its memory, in which part of a tensor has gaps
         return cast("Tensor", _Rectifier.apply(x, function, low, high, slope, written))
 
 

@@ -96,8 +96,8 @@ class Guard:
 
     def settle(self) -> None:
         """After a rollback: the averages start from the reference again."""
-        self._now = self._reference
-        self._seen = max(self._seen, self.options.reference)
+        if self._reference is not None:
+            self._now = self._reference
 
     def forget(self) -> None:
         """The next batches are the reference."""

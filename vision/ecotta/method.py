@@ -192,6 +192,7 @@ class Method(nn.Module, ABC):
     def rollback(self, to: Snapshot) -> None:
         """Back to a snapshot, to the bit."""
         with self._lock, torch.inference_mode(False), torch.no_grad():
+            self._begin()
             for parameter, value in zip(self.trained(), to.parameters, strict=True):
                 parameter.copy_(value)
             if self.optimizer is not None:

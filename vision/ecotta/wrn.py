@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,9 @@ class WideResNet(nn.Module):
         std: that they are then divided by.
     """
 
+    # What timm's networks say of themselves.
+    pretrained_cfg: ClassVar[dict[str, Any]] = {"input_size": (3, 32, 32), "classifier": "fc"}
+
     def __init__(
         self,
         depth: int,
@@ -91,7 +94,6 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels[3])
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(channels[3], num_classes)
-        self.num_features = channels[3]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -106,10 +108,6 @@ class WideResNet(nn.Module):
         # The published head pools 8x8 and reshapes, which moves the rest of a larger image into the batch.
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, as timm's networks have it."""
-        return self.fc
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,18 @@ def _tensors(known: Any) -> Iterator[Tensor]:
             yield from leaf.buffers()
         elif isinstance(leaf, Tensor):
             yield leaf
+
+
+class _Kept:
+    """A tensor that autograd keeps; when it goes, so does this."""
+
+    __slots__ = ("by", "tensor")
+
+    def __init__(self, tensor: Tensor, by: SavedActivations) -> None:
+        self.tensor, self.by = tensor, by
+
+    def __del__(self) -> None:
+        self.by._let_go(self.tensor)
 
 
 class SavedActivations:
@@ -45,16 +58,29 @@ class SavedActivations:
         # By the storages' own addresses: those of their data are all 0 on the meta device. Keeping the storages keeps
         # the addresses from being given to others while the block runs.
         self._storages: dict[int, torch.UntypedStorage] = {}
-        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._holders = Counter[int]()
+        self._now = self._bytes = self._peak = 0
+        self._hooks = saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
 
-    def _pack(self, tensor: Tensor) -> Tensor:
+    def _pack(self, tensor: Tensor) -> _Kept:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
             self._storages[storage._cdata] = storage
-        return tensor
+            self._holders[storage._cdata] += 1
+            if self._holders[storage._cdata] == 1:
+                self._now += storage.nbytes()
+                self._peak = max(self._peak, self._now)
+        return _Kept(tensor, self)
+
+    def _let_go(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if self._holders[storage._cdata] > 0:
+            self._holders[storage._cdata] -= 1
+            if self._holders[storage._cdata] == 0:
+                self._now -= storage.nbytes()
 
     def __enter__(self) -> Self:
-        self._bytes = 0
+        self._now = self._bytes = self._peak = 0
         self._hooks.__enter__()
         return self
 
@@ -64,11 +90,17 @@ class SavedActivations:
         self._hooks.__exit__(kind, error, traceback)
         self._bytes = sum(storage.nbytes() for storage in self._storages.values())
         self._storages.clear()
+        self._holders.clear()
 
     @property
     def bytes(self) -> int:
-        """Bytes kept; known when the block has ended."""
+        """Bytes kept by all that was computed; known when the block has ended."""
         return self._bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes kept at one time, where backward passes within the block let go of some."""
+        return self._peak
 
 
 def saved_activations(model: nn.Module, *inputs: Any) -> int:
