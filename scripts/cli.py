@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import os
 import sys
@@ -47,7 +47,11 @@ systems: {", ".join(SYSTEMS)}
 
 
 def _hand_over(verb: str, arguments: Sequence[str]) -> None:
-    """To ``scripts/<verb>/<system>.py``."""
+    """To ``scripts/<verb>/<system>.py``.
+
+    Raises:
+        InputError: there is no such system, or it has no such verb.
+    """
     system = arguments[0] if arguments else ""
     if system in ("-h", "--help"):
         print(
@@ -57,6 +61,9 @@ def _hand_over(verb: str, arguments: Sequence[str]) -> None:
         return
     if system not in SYSTEMS:
         raise InputError(f"{verb}: no system '{system}'{did_you_mean(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}")
+    able = [name for name in SYSTEMS if importlib.util.find_spec(f"scripts.{verb}.{name}")]
+    if system not in able:
+        raise InputError(f"{verb}: not for {system}; for {', '.join(able)}")
     importlib.import_module(f"scripts.{verb}.{system}").main(list(arguments[1:]))
 
 

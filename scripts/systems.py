@@ -6,6 +6,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SYSTEMS: dict[str, str] = {
+    "ecotta": "EcoTTA: networks that go on learning where they are used, at a fraction of the memory",
     "efficientvit": "EfficientViT M0-M5: small image classifiers of high throughput",
     "medic": "MEDIC: one network for several classification tasks, from tables with missing labels",
     "vivit": "ViViT with a frozen spatial transformer: actions in videos, trained at a fraction of the memory",

@@ -72,7 +72,7 @@ def load_official(
     if options:
         raise InputError(f"{label}: is no EcoTTA network, which {', '.join(options)} would be of")
     if any(key.startswith("block1.layer.") for key in state):
-        return wrn.load_official(state, normalisation)
+        return wrn.from_state(state, normalisation, label)
     if "layer1.0.conv1.weight" in state:
         return _load_resnet(state, normalisation, label)[0]
     raise InputError(
@@ -93,7 +93,7 @@ def _load_resnet(state: StateDict, normalisation: Normalisation, label: str) -> 
     kernel, head = state.get("conv1.weight"), state.get("fc.weight")
     if kernel is None or head is None or kernel.dim() != 4:
         raise InputError(f"{label}: no ResNet (expected conv1.weight and fc.weight)")
-    model = _resnet(_stages(state), "layer1.0.conv3.weight" in state, len(head), small=kernel.shape[-1] == 3)
+    model = resnet(_stages(state), "layer1.0.conv3.weight" in state, len(head), small=kernel.shape[-1] == 3)
     load_strict(model, state, label)
     if normalisation == "none":
         return model.eval(), ""
@@ -106,10 +106,10 @@ def _stages(state: StateDict) -> list[int]:
     return [sum(stage == number for stage, _ in places) for number in range(1, 5)]
 
 
-def _resnet(layers: Sequence[int], bottlenecks: bool, classes: int, small: bool) -> nn.Module:
+def resnet(layers: Sequence[int], bottlenecks: bool, classes: int, small: bool) -> nn.Module:
     """A ResNet; a ``small`` one begins with a 3x3 convolution of stride 1 and without pooling, for CIFAR."""
     block = Bottleneck if bottlenecks else BasicBlock
-    model = ResNet(block, tuple(layers), num_classes=classes)  # type: ignore[arg-type]
+    model: nn.Module = ResNet(block, tuple(layers), num_classes=classes)  # type: ignore[arg-type]
     if small:
         model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         model.maxpool = nn.Identity()
@@ -117,15 +117,13 @@ def _resnet(layers: Sequence[int], bottlenecks: bool, classes: int, small: bool)
 
 
 # ------------------------------------------------------------------------------------------- the community's EcoTTA
-def _load_adapted(
-    state: StateDict, normalisation: Normalisation, label: str, options: Mapping[str, Any]
-) -> EcoTTA:
+def _load_adapted(state: StateDict, normalisation: Normalisation, label: str, options: Mapping[str, Any]) -> EcoTTA:
     wide = "conv1.weight" in state
     base, metas, sizes = (_wide_names if wide else _resnet_names)(state, label)
     if wide:
         own: Normalisation = "none" if normalisation == "auto" else normalisation
-        model: nn.Module = wrn.load_official(base, own)
-        prefix, names = "", [name for name in _block_names(base, r"block\d+\.layer\.\d+")]
+        model: nn.Module = wrn.from_state(base, own, label)
+        prefix, names = "", _block_names(base, r"block\d+\.layer\.\d+")
     else:
         found = "norm.mean" in base
         own = "none" if normalisation == "auto" and not found else normalisation
@@ -215,8 +213,11 @@ def official_state_dict(network: EcoTTA) -> StateDict:
     if not isinstance(network.model, WideResNet):
         raise InputError("the community's key names are known for wide residual networks only")
     out: StateDict = {}
-    places = {name: f"encoders.{k}.original_part.{i}." for k, names in enumerate(network.groups) for i, name in
-              enumerate(names)}
+    places = {
+        name: f"encoders.{k}.original_part.{i}."
+        for k, names in enumerate(network.groups)
+        for i, name in enumerate(names)
+    }
     for key, value in network.model.state_dict().items():
         block = ".".join(key.split(".")[:3])
         if block in places:

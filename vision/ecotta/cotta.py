@@ -28,6 +28,7 @@ class CoTTA(Method):
             teacher's logits are averaged over views of it: 0.92 for CIFAR-10, 0.72 for CIFAR-100, 0.1 for ImageNet.
             Views of pictures that are labelled pixel by pixel are not rotated, shifted, scaled or mirrored.
         views: how many.
+        mirror: mirror every other view; not for images that mean something else then, such as digits.
         momentum: of the teacher's average, in [0, 1].
         restore: probability with which a weight is put back to the source's after a step (0.001 for ImageNet).
         symmetric: minimise half of each direction's cross entropy between teacher and student (ImageNet); else the
@@ -54,6 +55,7 @@ class CoTTA(Method):
         *,
         threshold: float = 0.92,
         views: int = 32,
+        mirror: bool = True,
         momentum: float = 0.999,
         restore: float = 0.01,
         symmetric: bool = False,
@@ -74,7 +76,7 @@ class CoTTA(Method):
             raise InputError(f"std must be above 0, got {tuple(std)}")
         self.threshold, self.views, self.momentum, self.restore = threshold, views, momentum, restore
         self.descent = descent or Descent("adam", 1e-3)
-        self.symmetric = symmetric
+        self.mirror, self.symmetric = mirror, symmetric
         self.source, self.teacher = freeze(copy.deepcopy(model)), freeze(copy.deepcopy(model))
         model.requires_grad_(True)
         for name, values in (("mean", mean), ("std", std)):
@@ -108,9 +110,9 @@ class CoTTA(Method):
         images = x.float() * self.std + self.mean
         total = torch.zeros_like(plain)
         for _ in range(self.views):
-            seen = ((view(images, random, moved=plain.dim() == 2) - self.mean) / self.std).to(x.dtype)
+            seen = (view(images, random, plain.dim() == 2, self.mirror) - self.mean) / self.std
             with self.operations():
-                total += logits_of(self.teacher(seen))
+                total += logits_of(self.teacher(seen.to(x.dtype)))
         return total / self.views
 
     @torch.no_grad()

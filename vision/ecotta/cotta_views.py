@@ -21,13 +21,14 @@ SIGMA = (0.001, 0.5)  # of the blur, in pixels
 NOISE = 0.005
 
 
-def view(images: Tensor, generator: torch.Generator, moved: bool = True) -> Tensor:
+def view(images: Tensor, generator: torch.Generator, moved: bool = True, mirrored: bool = True) -> Tensor:
     """One random view of a batch: all of its images are changed alike, but for the noise.
 
     Args:
         images: ``(B, 3, H, W)`` in [0, 1] (what lies outside is cut off), or with one channel.
         generator: on the CPU, for all that is random.
-        moved: rotate, shift, scale and mirror too; not for predictions that belong to pixels.
+        moved: rotate, shift and scale too; not for predictions that belong to pixels.
+        mirrored: mirror every other view, if they are moved.
 
     Returns:
         Images of the same shape, in [0, 1].
@@ -49,7 +50,7 @@ def view(images: Tensor, generator: torch.Generator, moved: bool = True) -> Tens
     if moved:
         images = affine(images, draw(DEGREES), (draw(SHIFT), draw(SHIFT)), draw(SCALE))
     images = T.gaussian_blur(images, [5, 5], [draw(SIGMA)])
-    if moved and draw((0.0, 1.0)) < 0.5:
+    if moved and mirrored and draw((0.0, 1.0)) < 0.5:
         images = images.flip(-1)
     noise = torch.randn(images.shape, generator=seeded(generator, images.device), device=images.device)
     return (images + NOISE * noise).clamp(0, 1)

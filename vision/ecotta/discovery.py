@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class Call:
 
     @property
     def leaf(self) -> bool:
+        """Whether no modules are in it."""
         return next(self.module.children(), None) is None
 
 
@@ -67,7 +70,7 @@ def trace(model: nn.Module, image: Tensor) -> Call:
         stack[-1].calls.append(call)
         stack.append(call)
 
-    def leave(module: nn.Module, args: tuple[Any, ...], made: Any) -> None:
+    def leave(_module: nn.Module, _args: tuple[Any, ...], made: Any) -> None:
         stack.pop().made = made if isinstance(made, Tensor) else None
 
     handles = []
@@ -79,9 +82,10 @@ def trace(model: nn.Module, image: Tensor) -> Call:
         model.eval()
         with torch.no_grad():
             out = model(image)
-    except RuntimeError as error:
-        size = "x".join(map(str, image.shape[1:]))
-        raise InputError(f"attach: the network does not take images of {size} ({str(error).splitlines()[0]})") from error
+    # Of networks for one size, timm's say so by an assertion.
+    except (RuntimeError, AssertionError, ValueError) as error:
+        size, reason = "x".join(map(str, image.shape[1:])), next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"attach: the network does not take images of {size} ({reason})") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -100,7 +104,7 @@ def _is_chain(call: Call) -> bool:
     inner = call.calls
     if not inner or not _follows(call.given, inner[0].given) or not _follows(inner[-1].made, call.made):
         return False
-    return all(_follows(a.made, b.given) for a, b in zip(inner, inner[1:], strict=False))
+    return all(_follows(a.made, b.given) for a, b in pairwise(inner))
 
 
 def _is_row_of_blocks(call: Call) -> bool:
@@ -125,8 +129,7 @@ def find_blocks(root: Call) -> list[Block]:
     A block has layers with weights within. The stem (which takes the image) and the head (which gives no features)
     are none. Empty where no two blocks follow each other.
     """
-    seen: set[nn.Module] = set()
-    repeated = {call.module for call in _all(root) if call.module in seen or seen.add(call.module)}  # type: ignore[func-returns-value]
+    times = Counter(call.module for call in _all(root))
     best: list[Call] = []
     run: list[Call] = []
     for unit in _units(root):
@@ -135,7 +138,7 @@ def find_blocks(root: Call) -> list[Block]:
         fits = (
             not unit.leaf
             and unit.weighted > 0
-            and unit.module not in repeated
+            and times[unit.module] == 1
             and unit.given is not None
             and unit.given is not root.given
             and unit.made is not None
@@ -190,9 +193,7 @@ def find_named(root: Call, names: Sequence[str]) -> list[Block]:
 def is_row(root: Call, blocks: Sequence[Block]) -> bool:
     """Whether each block takes the very tensor that the one before gave."""
     calls = {call.name: call for call in _all(root)}
-    return all(
-        _follows(calls[a.name].made, calls[b.name].given) for a, b in zip(blocks, blocks[1:], strict=False)
-    )
+    return all(_follows(calls[a.name].made, calls[b.name].given) for a, b in pairwise(blocks))
 
 
 def find_stages(model: nn.Module, root: Call) -> list[Block]:

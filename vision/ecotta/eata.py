@@ -20,7 +20,7 @@ DECAY = 0.9  # of the moving mean of the probabilities
 
 
 class ETA(Tent):
-    """TENT on predictions that are sure and unlike what was seen before, of which the surer count more (Sec. 3.1).
+    """TENT on predictions that are sure and unlike what was seen before, of which the surer count more (Eq. 3-5).
 
     Args:
         model: see :class:`~vision.ecotta.baselines.Tent`.
@@ -67,7 +67,7 @@ class ETA(Tent):
 
 
 class EATA(ETA):
-    """ETA that holds on to the parameters that matter on the source (Sec. 3.2, Eq. 8 and 9).
+    """ETA that holds on to the parameters that matter on the source (Eq. 8, 9).
 
     Args:
         model: see :class:`~vision.ecotta.baselines.Tent`.
@@ -133,7 +133,7 @@ class EATA(ETA):
         return None if loss is None else loss + self.alpha * self.penalty(), kept
 
     def penalty(self) -> Tensor:
-        """``sum F (p - p_0)^2`` over the trained parameters, a scalar (Eq. 9)."""
+        """``sum F (p - p_0)^2`` over the trained parameters, a scalar."""
         return (self.fisher * (parameters_to_vector(self.trained()) - self.origin).square()).sum()
 
 

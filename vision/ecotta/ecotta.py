@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vision.ecotta.discovery import Block, Call, find_blocks, find_named, find_stages, is_row, trace
+from vision.ecotta.discovery import is_row, trace
 from vision.ecotta.frozen import Memory
+from vision.ecotta.grouping import Partition, channels_last, cut
 from vision.ecotta.guard import GuardOptions
 from vision.ecotta.losses import Reduction, confident, entropy, filtered_entropy, flat_logits
 from vision.ecotta.meta import Form, MetaConv, MetaResidual, make_meta
 from vision.ecotta.method import Descent, Method, Step, batch_norms, freeze, logits_of
-from vision.ecotta.partition import ParameterBytes, check_sizes, cheapest_near, default_sizes, group_bytes
 from vision.errors import InputError
 
-Partition = Literal["default", "auto"] | Sequence[int] | Sequence[Sequence[str]]
+Joined = Callable[[int, Tensor, Tensor], Tensor]  # of group k, its input and its output: what goes on from there
 Update = Literal["joint", "two_step"]
 
 
@@ -114,7 +113,7 @@ class EcoTTA(Method):
             partition: ``default`` for the paper's cuts; numbers of blocks for each group, shallow to deep; the blocks'
                 names in lists, one a group; or ``auto`` for the cuts nearest to the default that fit into
                 ``memory_budget_mb``.
-            memory_budget_mb: megabytes (1e6 bytes) by the paper's count, for ``auto``.
+            memory_budget_mb: megabytes (1e6 bytes) by the paper's count, for ``auto`` alone.
             batch_size: images of a step, for ``auto``.
             form: ``conv`` (the paper's), ``separable``, or ``residual``; ``auto`` takes ``conv`` where the network has
                 batch normalisations.
@@ -136,18 +135,17 @@ class EcoTTA(Method):
         chosen_form: Form = ("conv" if batch_norms(model) else "residual") if form == "auto" else form
         if chosen_form not in ("conv", "separable", "residual"):
             raise InputError(f"form must be auto, conv, separable or residual, got {form}")
-        found = _cut(model, root, groups, partition, memory_budget_mb, batch_size, chosen_form, kernel)
-        cut, taken_kernel = found
-        blocks = [block for group in cut for block in group]
-        channels_last = _channels_last(blocks)
+        found, taken_kernel = cut(model, root, groups, partition, memory_budget_mb, batch_size, chosen_form, kernel)
+        blocks = [block for group in found for block in group]
+        last = channels_last(blocks)
         metas = []
-        previous = cut[0][0].before
-        for group in cut:
-            metas.append(make_meta(chosen_form, previous, group[-1].after, taken_kernel, channels_last))
+        previous = blocks[0].before
+        for group in found:
+            metas.append(make_meta(chosen_form, previous, group[-1].after, taken_kernel, last))
             previous = group[-1].after
         for meta in metas:
             meta.to(device=parameter.device, dtype=parameter.dtype)
-        names = [[block.name for block in group] for group in cut]
+        names = [[block.name for block in group] for group in found]
         adapter = cls(model, metas, names, is_row(root, blocks), **options)
         adapter.form, adapter.kernel = chosen_form, taken_kernel
         adapter.needs_calibration = calibrate and any(isinstance(meta, MetaConv) for meta in metas)
@@ -166,36 +164,46 @@ class EcoTTA(Method):
         finally:
             self.metas.eval()
 
-    @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Makes the meta networks nearly the identity on these images ``(B, 3, H, W)``, which need no labels."""
-        self.needs_calibration = False
-        x = self._checked(x)
-        with self._attached(lambda k, before, after: self._calibrated(k, before, after)), self.operations():
-            self.model(x)
+        """Makes the meta networks nearly the identity on these images ``(B, 3, H, W)``, which need no labels.
 
-    def _calibrated(self, k: int, before: Tensor, after: Tensor) -> Tensor:
-        meta = cast("MetaConv | MetaResidual", self.metas[k])
-        meta.calibrate(after)
-        return cast("Tensor", meta(before, after))
+        That is the state which :meth:`reset` goes back to.
+
+        Raises:
+            InputError: as :meth:`adapt`.
+        """
+        with self._lock, torch.inference_mode(False):
+            self._calibrate(self._checked(x))
+
+    @torch.no_grad()
+    def _calibrate(self, x: Tensor) -> None:
+        def calibrated(k: int, before: Tensor, after: Tensor) -> Tensor:
+            meta = cast("MetaConv | MetaResidual", self.metas[k])
+            meta.calibrate(after)
+            return cast("Tensor", meta(before, after))
+
+        with self._attached(calibrated), self.operations():
+            self.model(x)
+        self.needs_calibration = False
+        self._start, self.optimizer = None, None
+        self._begin_anew()
 
     # --------------------------------------------------------------------------------------------------- adapting
     def step(self, x: Tensor) -> tuple[Tensor, Step]:
         """See :class:`EcoTTA`."""
+        distances: list[Tensor] = []
         if self.update == "two_step":
-            self._run(x, distances := [])
+            self._run(x, distances)
             self.take_step()
             logits = self._run(x)
         else:
-            logits = self._run(x, distances := [])
+            logits = self._run(x, distances)
         rows = flat_logits(logits)
         entropies = entropy(rows)
         kept = confident(entropies.detach(), rows.shape[1], self.margin)
         loss = filtered_entropy(entropies, kept, self.reduction)
-        finite = loss is not None and bool(torch.isfinite(loss))
-        if finite:
-            assert loss is not None
-            loss.backward()  # type: ignore[no-untyped-call]
+        if loss is not None and bool(torch.isfinite(loss)):
+            loss.backward()
         updated = self.take_step()
         distance = float(torch.stack(distances).sum()) if distances else 0.0
         total = (float(loss.detach()) if loss is not None else 0.0) + self.strength * distance
@@ -203,15 +211,13 @@ class EcoTTA(Method):
         return logits, Step(total, mean, float(kept.float().mean()), distance, updated)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The adapted network's answer, float32."""
-        return self._run(x)
+        """The adapted network's answer, float32; before the calibration the network's own, which comes near it."""
+        return super().logits(x) if self.needs_calibration else self._run(x)
 
-    def adapt(self, x: Tensor) -> Tensor:
-        """See :meth:`Method.adapt`; the first batch calibrates meta networks that had no warm-up."""
+    def prepare(self, x: Tensor) -> None:
+        """The first batch calibrates meta networks that had no warm-up."""
         if self.needs_calibration:
-            with self._lock, torch.inference_mode(False):
-                self.calibrate(x)
-        return super().adapt(x)
+            self._calibrate(x)
 
     # ------------------------------------------------------------------------------------------------ the passes
     def _run(self, x: Tensor, distances: list[Tensor] | None = None) -> Tensor:
@@ -234,7 +240,7 @@ class EcoTTA(Method):
     def _regularise(self, k: int, adapted: Tensor, after: Tensor) -> Tensor:
         """``R_k``, whose gradient goes to the k-th meta network alone, and at once (Sec. 3.2)."""
         difference = adapted.detach() - after.detach()
-        distance = torch.linalg.vector_norm(difference, 1) / difference.numel()
+        distance: Tensor = torch.linalg.vector_norm(difference, 1) / difference.numel()
         if self.strength and adapted.requires_grad:
             # Of an absolute value the derivative is the sign. The graph up to this group's inputs is walked again for
             # the entropy; what lies before is not walked now, for it leads to none of these parameters.
@@ -243,7 +249,7 @@ class EcoTTA(Method):
         return distance
 
     @contextmanager
-    def _attached(self, joined: Any) -> Iterator[None]:
+    def _attached(self, joined: Joined) -> Iterator[None]:
         """The block in which the network's groups give what ``joined(k, before, after)`` makes of them."""
         modules = dict(self.model.named_modules())
         before: list[Tensor] = []
@@ -255,14 +261,13 @@ class EcoTTA(Method):
                 yield
                 return
 
-            def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            def enter(_module: nn.Module, args: tuple[Any, ...]) -> None:
                 before[:] = [args[0]]
 
-            def leave(k: int) -> Any:
-                def hook(module: nn.Module, args: tuple[Any, ...], after: Tensor) -> Tensor:
-                    out: Tensor = joined(k, before[0], after)
-                    before[:] = [out]
-                    return out
+            def leave(k: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+                def hook(_module: nn.Module, _args: tuple[Any, ...], after: Tensor) -> Tensor:
+                    before[:] = [joined(k, before[0], after)]
+                    return before[0]
 
                 return hook
 
@@ -272,7 +277,7 @@ class EcoTTA(Method):
                 stack.callback(modules[names[-1]].register_forward_hook(leave(k)).remove)
             yield
 
-    def _computed_anew(self, stack: ExitStack, blocks: list[nn.Module], k: int, joined: Any) -> None:
+    def _computed_anew(self, stack: ExitStack, blocks: list[nn.Module], k: int, joined: Joined) -> None:
         """Lets a group's first block compute the whole group, and the others pass on what they are given."""
         forwards = [block.forward for block in blocks]
 
@@ -283,16 +288,25 @@ class EcoTTA(Method):
 
         def first(x: Tensor) -> Tensor:
             # What is computed anew in the backward pass is computed outside of this pass's operations.
-            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.operations())}
-            after = checkpoint(group, x, **again) if x.requires_grad else group(x)  # type: ignore[arg-type]
-            out: Tensor = joined(k, x, after)
-            return out
+            if x.requires_grad:
+                after = checkpoint(group, x, use_reentrant=False, context_fn=lambda: (nullcontext(), self.operations()))
+            else:
+                after = group(x)
+            return joined(k, x, after)
 
         for i, block in enumerate(blocks):
-            block.forward = first if i == 0 else _passed_on  # type: ignore[method-assign]
-            stack.callback(block.__dict__.pop, "forward", None)
+            stack.callback(_give_back, block, block.__dict__.get("forward"))
+            block.forward = first if i == 0 else _passed_on
 
     # ----------------------------------------------------------------------------------------------------- state
+    def get_extra_state(self) -> Tensor:
+        """Whether the meta networks have yet to be calibrated: a part of the state dict."""
+        return torch.tensor(self.needs_calibration)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The inverse of :meth:`get_extra_state`."""
+        self.needs_calibration = bool(state)
+
     def meta_state_dict(self) -> dict[str, Tensor]:
         """The meta networks' parameters and statistics alone; the rest of the state is the frozen network's."""
         return {f"metas.{key}": value for key, value in self.metas.state_dict().items()}
@@ -302,102 +316,14 @@ def _passed_on(x: Tensor) -> Tensor:
     return x
 
 
+def _give_back(block: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """The function that somebody else may have set on the block itself, else its class's."""
+    del block.forward
+    if forward is not None:
+        block.forward = forward
+
+
 def _size_of(model: nn.Module) -> tuple[int, int]:
     config = getattr(model, "pretrained_cfg", None) or {}
     size = config.get("input_size", (3, 224, 224))
     return int(size[1]), int(size[2])
-
-
-def _channels_last(blocks: Sequence[Block]) -> bool:
-    """Whether feature maps have their channels last: those of the deepest one are more than its places."""
-    shape = blocks[-1].after
-    return len(shape) == 4 and shape[3] > shape[1] and shape[1] == shape[2]
-
-
-def _bottlenecks(model: nn.Module, blocks: Sequence[Block]) -> bool:
-    modules = dict(model.named_modules())
-    return any("Bottleneck" in type(modules[block.name]).__name__ for block in blocks)
-
-
-def _cut(
-    model: nn.Module,
-    root: Call,
-    groups: int | None,
-    partition: Partition,
-    budget: float | None,
-    batch_size: int,
-    form: Form,
-    kernel: int | None,
-) -> tuple[list[list[Block]], int]:
-    """The groups of blocks, and the kernel of their convolutions."""
-    if partition == "auto" and budget is None:
-        raise InputError("attach: partition 'auto' needs memory_budget_mb")
-    if not isinstance(partition, str) and partition and not isinstance(partition[0], int):
-        named = [list(cast("Sequence[str]", names)) for names in partition]
-        if not all(named):
-            raise InputError("attach: a group of the partition has no blocks")
-        blocks = find_named(root, [name for names in named for name in names])
-        sizes = [len(names) for names in named]
-    else:
-        blocks = find_blocks(root)
-        if sum(_weights(model, block.name) for block in blocks) < _weights(model, "") / 3:
-            # A short row is a part of some other structure.
-            blocks = find_stages(model, root)[1:]
-        if not blocks:
-            raise InputError("attach: no blocks in a row were found; name them: partition=[['layer1', ...], ...]")
-        sizes = []
-    bottlenecks = _bottlenecks(model, blocks)
-    taken_kernel = kernel if kernel is not None else (1 if bottlenecks else 3)
-    if taken_kernel < 1 or taken_kernel % 2 == 0:
-        raise InputError(f"attach: kernel must be an odd number, got {kernel}")
-    if sizes:
-        pass
-    elif partition == "auto":
-        assert budget is not None
-        if form == "residual":
-            raise InputError("attach: partition 'auto' counts convolutions; give the numbers of blocks")
-        sizes = _within(model, root, blocks, groups, budget, batch_size, taken_kernel, form, bottlenecks)
-    elif partition == "default":
-        sizes = default_sizes(len(blocks), groups or 4, bottlenecks)
-    else:
-        sizes = check_sizes(cast("Sequence[int]", partition), len(blocks))
-    if groups is not None and groups != len(sizes):
-        raise InputError(f"attach: the partition has {len(sizes)} groups, groups is {groups}")
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [blocks[end - size : end] for end, size in zip(ends, sizes, strict=True)], taken_kernel
-
-
-def _within(
-    model: nn.Module,
-    root: Call,
-    blocks: Sequence[Block],
-    groups: int | None,
-    budget: float,
-    batch_size: int,
-    kernel: int,
-    form: Form,
-    bottlenecks: bool,
-) -> list[int]:
-    """The numbers of blocks that fit into a budget."""
-    weights = ParameterBytes(sum(p.numel() for p in model.parameters()), kernel, form == "separable")
-    fixed = rectifier_bytes(root)
-    for number in [groups] if groups is not None else range(min(5, len(blocks)), 0, -1):
-        wanted = default_sizes(len(blocks), number, bottlenecks)
-        if found := cheapest_near(blocks, wanted, fixed, weights, batch_size, budget * 1e6):
-            return found
-    last = blocks[-1]
-    least = batch_size * (fixed + group_bytes(blocks[0].before, last.after)) + weights.frozen
-    least += weights.of(blocks[0].before, last.after)
-    raise InputError(
-        f"attach: no partition fits into {budget:g} MB; one group takes {least / 1e6:.1f} MB at batches of {batch_size}"
-    )
-
-
-def rectifier_bytes(call: Call) -> float:
-    """Bytes an image that all rectifiers keep, by the paper's count: a bit for each of their inputs."""
-    own = call.given.numel() / 8 if isinstance(call.module, nn.ReLU) and call.given is not None else 0.0
-    return own + math.fsum(rectifier_bytes(inner) for inner in call.calls)
-
-
-def _weights(model: nn.Module, name: str) -> int:
-    return sum(parameter.numel() for parameter in model.get_submodule(name).parameters())

@@ -1,5 +1,4 @@
-"""Running a frozen network inside a trained one: what its operations keep for the backward pass, and which
-statistics its batch normalisations use.
+"""Running a frozen network inside a trained one: what its operations keep, and the statistics that it uses.
 
 PyTorch's convolution keeps its input even where its weight is frozen, batch normalisation on batch statistics truly
 needs its input for the exact gradient, and a rectifier keeps 32 bits where one decides. :class:`FrozenOps` stands
@@ -35,13 +34,11 @@ class _Convolution(Function):
         return torch.convolution(x, weight, bias, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         (weight,) = ctx.saved_tensors
         # The kernel looks at the input's shape only.
         nothing = grad.new_empty(1).expand(ctx.like.shape)
-        found = _CONVOLUTION_BACKWARD(
-            grad, nothing, weight.to(grad.dtype), None, *ctx.options, (True, False, False)
-        )[0]
+        found = _CONVOLUTION_BACKWARD(grad, nothing, weight.to(grad.dtype), None, *ctx.options, (True, False, False))[0]
         return found.to(ctx.like.dtype), None, None, None
 
 
@@ -62,7 +59,7 @@ class _Normalisation(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         (factor,) = ctx.saved_tensors
         factor = factor.to(grad.dtype).view(1, -1, *[1] * (grad.dim() - 2))
         return grad * factor, None, None, None, None, None
@@ -85,7 +82,7 @@ class _Rectifier(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         (packed,) = ctx.saved_tensors
         slopes = unpack(packed, ctx.like, ctx.numpy).to(grad.dtype)
         if ctx.slope:
@@ -130,9 +127,7 @@ class FrozenOps(TorchFunctionMode):
             does a frozen normalisation keep nothing of its input. By default with ``memsave``.
     """
 
-    def __init__(
-        self, prior: float = 0.0, memory: Memory = "eager", constant_statistics: bool | None = None
-    ) -> None:
+    def __init__(self, prior: float = 0.0, memory: Memory = "eager", constant_statistics: bool | None = None) -> None:
         super().__init__()
         self.prior, self.sparing = prior, memory != "eager"
         self.constant = memory == "memsave" if constant_statistics is None else constant_statistics
@@ -237,7 +232,8 @@ class FrozenOps(TorchFunctionMode):
                 mean, variance = batch_statistics(source)
             else:
                 mean, variance = mixed_statistics(source, mean, variance, self.prior)  # type: ignore[arg-type]
-        assert mean is not None and variance is not None
+        assert mean is not None
+        assert variance is not None
         if mean.requires_grad:
             # The library's function takes given statistics for constants.
             shape = (1, -1, *[1] * (x.dim() - 2))

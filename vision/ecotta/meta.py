@@ -46,7 +46,7 @@ class MetaConv(nn.Module):
         """``x_{k-1}`` and ``x_k`` to the adapted output, of the shape of ``x_k``."""
         branch = F.relu(self.conv_block(before))
         if branch.shape[2:] != after.shape[2:]:  # the group's stride is not its sizes' ratio
-            branch = F.adaptive_avg_pool2d(branch, after.shape[2:])
+            branch = F.adaptive_avg_pool2d(branch, _spatial(after.shape, channels_last=False))
         out: Tensor = self.meta_bn(after) + branch
         return out
 

@@ -98,6 +98,9 @@ class Method(nn.Module, ABC):
     copies = 0
     """Copies of all the network's weights that the method holds beside the network."""
 
+    steps: Tensor
+    images: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -128,6 +131,9 @@ class Method(nn.Module, ABC):
     def step(self, x: Tensor) -> tuple[Tensor, Step]:
         """Predicts and learns: logits from before the step, and what was done; called with gradients enabled."""
 
+    def prepare(self, x: Tensor) -> None:
+        """Called with every batch before its step, and before the method remembers where it starts."""
+
     def trained(self) -> list[nn.Parameter]:
         """The parameters that the method changes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -156,7 +162,11 @@ class Method(nn.Module, ABC):
         """
         with self._lock, torch.inference_mode(False), torch.enable_grad():
             x = self._checked(x)
+            self.prepare(x)
             self._begin()
+            # A warm-up leaves its last gradients, and so does a step that was broken off.
+            if self.optimizer is not None:
+                self.optimizer.zero_grad()
             self._scale_rate(len(x))
             logits, done = self.step(x)
             logits = logits.detach()
@@ -204,13 +214,7 @@ class Method(nn.Module, ABC):
         with self._lock:
             if self._start is not None:
                 self.rollback(self._start)
-            self._good = []
-            self._slowed = 1.0
-            if self.guard is not None:
-                self.guard.forget()
-            for counter in (self.steps, self.images):
-                assert isinstance(counter, Tensor)
-                counter.zero_()
+            self._begin_anew()
 
     # --------------------------------------------------------------------------------------------- for the methods
     def logits(self, x: Tensor) -> Tensor:
@@ -228,7 +232,7 @@ class Method(nn.Module, ABC):
         """A step down the loss, if loss and gradients are finite; tells whether it was taken."""
         assert self.optimizer is not None
         if bool(torch.isfinite(loss)):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         else:
             self.optimizer.zero_grad()
         return self.take_step()
@@ -271,6 +275,14 @@ class Method(nn.Module, ABC):
             self._start = Snapshot([], {}, {})  # so that the snapshot does not begin anew
             self._start = self.snapshot()
 
+    def _begin_anew(self) -> None:
+        self._good = []
+        self._slowed = 1.0
+        if self.guard is not None:
+            self.guard.forget()
+        self.steps.zero_()
+        self.images.zero_()
+
     def _scale_rate(self, images: int) -> None:
         if self.optimizer is None:
             return
@@ -310,7 +322,7 @@ class Method(nn.Module, ABC):
         return {**self.__dict__, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        nn.Module.__setstate__(self, state)
         self._lock = threading.RLock()
 
 

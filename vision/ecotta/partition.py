@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from vision.ecotta.discovery import Block
 from vision.errors import InputError
@@ -30,7 +30,7 @@ def default_sizes(blocks: int, groups: int, bottlenecks: bool = False) -> list[i
         done += share
         cut = math.ceil(blocks * done / sum(shares) - 1e-9)
         cuts.append(min(max(cut, cuts[-1] + 1), blocks - (groups - 1 - place)))
-    return [after - before for before, after in zip(cuts, cuts[1:], strict=False)]
+    return [after - before for before, after in pairwise(cuts)]
 
 
 def check_sizes(sizes: Sequence[int], blocks: int) -> list[int]:
@@ -50,7 +50,12 @@ def group_bytes(before: Sequence[int], after: Sequence[int]) -> int:
 
 
 def cheapest_near(
-    blocks: Sequence[Block], wanted: Sequence[int], fixed_bytes: float, weights: ParameterBytes, batch: int, budget: float
+    blocks: Sequence[Block],
+    wanted: Sequence[int],
+    fixed_bytes: float,
+    weights: ParameterBytes,
+    batch: int,
+    budget: float,
 ) -> list[int] | None:
     """The partition nearest to the wanted one (by its cuts) that fits into a budget, by the paper's count.
 
@@ -70,7 +75,7 @@ def cheapest_near(
     for inner in combinations(range(1, len(blocks)), len(wanted) - 1):
         cuts = (0, *inner, len(blocks))
         total = batch * fixed_bytes + weights.frozen
-        for first, end in zip(cuts, cuts[1:], strict=False):
+        for first, end in pairwise(cuts):
             before, after = blocks[first].before, blocks[end - 1].after
             total += batch * group_bytes(before, after) + weights.of(before, after)
         if total > budget:
@@ -78,7 +83,7 @@ def cheapest_near(
         distance = sum(abs(a - b) for a, b in zip(inner, target, strict=True))
         if best is None or (distance, total) < best[:2]:
             best = (distance, total, cuts)
-    return None if best is None else [b - a for a, b in zip(best[2], best[2][1:], strict=False)]
+    return None if best is None else [b - a for a, b in pairwise(best[2])]
 
 
 def _cuts(sizes: Sequence[int]) -> Iterator[int]:
@@ -105,5 +110,3 @@ class ParameterBytes:
         inner, outer = before[1], after[1]
         conv = inner * self.kernel**2 + inner * outer if self.separable else inner * outer * self.kernel**2
         return 4 * (conv + 4 * outer)
-
-

@@ -71,6 +71,9 @@ class WideResNet(nn.Module):
     # What timm's networks say of themselves.
     pretrained_cfg: ClassVar[dict[str, Any]] = {"input_size": (3, 32, 32), "classifier": "fc"}
 
+    mu: Tensor | None
+    sigma: Tensor | None
+
     def __init__(
         self,
         depth: int,
@@ -102,7 +105,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1], of any size, to logits ``(B, classes)``."""
-        if isinstance(self.mu, Tensor):
+        if self.mu is not None and self.sigma is not None:
             x = (x - self.mu) / self.sigma
         out = self.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
         # The published head pools 8x8 and reshapes, which moves the rest of a larger image into the batch.
@@ -111,7 +114,10 @@ class WideResNet(nn.Module):
 
 
 def build(
-    name: str, num_classes: int = 10, distillation: bool = False, img_size: tuple[int, int] | None = None
+    name: str,
+    num_classes: int = 10,
+    distillation: bool = False,
+    img_size: tuple[int, int] | None = None,  # noqa: ARG001 (asked of every network of the package)
 ) -> WideResNet:
     """A network of :data:`VARIANTS` with random weights, for images of any size.
 
@@ -128,7 +134,7 @@ def build(
 def load_official(
     source: str | Path | Mapping[str, Any],
     normalisation: Normalisation = "auto",
-    img_size: tuple[int, int] | None = None,
+    img_size: tuple[int, int] | None = None,  # noqa: ARG001
 ) -> WideResNet:
     """A wide residual network from a RobustBench file, in evaluation mode.
 
@@ -142,18 +148,23 @@ def load_official(
         InputError: the weights do not fit; the keys are named.
     """
     state = {key.removeprefix("model."): value for key, value in read_state_dict(source).items()}
-    label = "state dict" if isinstance(source, Mapping) else str(source)
-    given = [state.pop(name, None) for name in ("mu", "sigma")]
+    return from_state(state, normalisation, "state dict" if isinstance(source, Mapping) else str(source))
+
+
+def from_state(given: StateDict, normalisation: Normalisation, label: str) -> WideResNet:
+    """:func:`load_official` of weights whose keys have no prefix; ``label`` names the file in messages."""
+    state = {key: value for key, value in given.items() if key not in ("mu", "sigma")}
     depth, width, classes = _sizes(state, label)
-    chosen: tuple[Any, Any] = (None, None)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     if normalisation == "auto":
-        if given[0] is not None and given[1] is not None:
-            chosen = tuple(tuple(value.flatten().tolist()) for value in given)  # type: ignore[assignment]
+        if "mu" in given and "sigma" in given:
+            mean, std = (tuple(given[name].flatten().tolist()) for name in ("mu", "sigma"))
         elif (depth, width) == (40, 2):
-            chosen = ((0.5,) * 3, (0.5,) * 3)
+            mean = std = (0.5, 0.5, 0.5)
     elif normalisation != "none":
-        chosen = normalisation
-    model = WideResNet(depth, width, classes, *chosen)
+        mean, std = normalisation
+    model = WideResNet(depth, width, classes, mean, std)
     load_strict(model, state, label)
     return model.eval()
 

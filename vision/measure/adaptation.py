@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vision.measure.activations import SavedActivations
 
@@ -82,7 +83,7 @@ class _PaperCount:
     """Adds up the profiler's figures over the calls of modules in passes that learn."""
 
     def __init__(self) -> None:
-        self.kept = self.peak = 0.0
+        self.kept = self.most = self.peak = 0.0
 
     def add(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         """A forward hook."""
@@ -102,6 +103,11 @@ class _PaperCount:
                 present += 4 * out.numel() // int(getattr(module, "groups", 1))
         self.peak = max(self.peak, self.kept + present)
         self.kept += own
+        self.most = max(self.most, self.kept)
+
+    def let_go(self, *_: Any) -> None:
+        """After an optimizer's step, for the passes before it are over."""
+        self.kept = 0.0
 
 
 def profile_adaptation(model: Adapts, batch: Tensor) -> AdaptationProfile:
@@ -116,10 +122,9 @@ def profile_adaptation(model: Adapts, batch: Tensor) -> AdaptationProfile:
     method.adapt(batch)  # the first one makes optimizers, and may calibrate
     count = _PaperCount()
     handles = [
-        inner.register_forward_hook(count.add)
-        for inner in module.modules()
-        if isinstance(inner, (nn.ReLU, *_WEIGHTED))
+        inner.register_forward_hook(count.add) for inner in module.modules() if isinstance(inner, (nn.ReLU, *_WEIGHTED))
     ]
+    handles.append(register_optimizer_step_post_hook(count.let_go))
     try:
         with SavedActivations(module, batch) as saved:
             method.adapt(batch)
@@ -131,7 +136,7 @@ def profile_adaptation(model: Adapts, batch: Tensor) -> AdaptationProfile:
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return AdaptationProfile(
         images=len(batch),
-        paper_image_bytes=count.kept / len(batch),
+        paper_image_bytes=count.most / len(batch),
         paper_peak_bytes=count.peak / len(batch),
         parameters=own,
         trained=trained,

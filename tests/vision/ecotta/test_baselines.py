@@ -399,6 +399,20 @@ def test_views_are_images_changed_alike():
         assert torch.equal(seen, view(x, torch.Generator().manual_seed(seed)))
 
 
+def test_every_other_view_is_mirrored_unless_that_is_ruled_out():
+    """Half an image is bright, and stays where it is or goes to the other side."""
+    x = torch.zeros(1, 3, 8, 8)
+    x[..., 4:] = 1
+
+    def mirrored(seed: int, **options: bool) -> bool:
+        seen = view(x, torch.Generator().manual_seed(seed), **options)
+        return bool(seen[..., :2].mean() > seen[..., 6:].mean())
+
+    assert sum(mirrored(seed) for seed in range(100)) in range(35, 66)
+    assert not any(mirrored(seed, mirrored=False) for seed in range(100))
+    assert not any(mirrored(seed, moved=False) for seed in range(100))
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0, 3.0])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_of_flat_images_are_finite(value, channels):
