@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -208,8 +209,13 @@ class TestTimeAdaptation(pl.LightningModule):
         self.adapter.needs_calibration = False
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """Cross entropy through the whole network, whose meta networks alone are trained (Sec. 3.1)."""
-        logits = resized(self.adapter.warm_up_logits(batch["image"]), batch["target"])
+        """Cross entropy through the whole network, whose meta networks alone are trained (Sec. 3.1).
+
+        Every other batch is normalised by the source's statistics (ours): so the network takes those of single images,
+        mixed with the source's, as well as those of batches.
+        """
+        prior = math.inf if batch_idx % 2 else 0.0
+        logits = resized(self.adapter.warm_up_logits(batch["image"], prior), batch["target"])
         loss = self._loss(logits, batch["target"])
         images = len(batch["image"])
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=images)

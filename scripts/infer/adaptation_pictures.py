@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def sheet(rows: Sequence[Mapping[str, Any]], folder: Path, video: str | None, la
         pictures = [_thumbnail(read_image(folder / row["overlay"])) for row in chosen]
     elif video is not None:
         wanted = {row["frame"] for row in chosen}
-        again = {n: _thumbnail(frame) for n, (_, frame) in enumerate(iterate_frames(video)) if n in wanted}
+        frames = islice(enumerate(iterate_frames(video)), max(wanted) + 1)
+        again = {number: _thumbnail(frame) for number, (_, frame) in frames if number in wanted}
         pictures = [again[row["frame"]] for row in chosen]
     else:
         pictures = [_thumbnail(read_image(row["path"])) for row in chosen]
@@ -155,9 +157,9 @@ def stream_figure(batches: Sequence[Mapping[str, Any]], unit: str) -> Figure:
 
     Args:
         batches: of each ``until`` (where it ends on the axis), ``entropy``, ``kept`` and ``spread``, all in [0, 1],
-            and ``event``, the guard's words or None. Of many, lines are means over several, on the batches' own in
-            faint.
-        unit: of ``until``.
+            and ``event``, the guard's words or None. Of many batches the lines are means over several, and each one's
+            values are drawn faint.
+        unit: of ``until``, for the axis.
     """
     figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
     axes = figure.add_subplot()

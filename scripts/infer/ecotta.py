@@ -34,7 +34,7 @@ from vision.errors import InputError
 from vision.pictures import render
 from vision.preprocessing import Preprocessing
 
-STREAM = "stream"  # the key under which a saved state keeps the optimizer's
+OPTIMIZER = "ecotta_optimizer"  # the key under which a saved state keeps its momentum
 
 
 class Shown(NamedTuple):
@@ -66,8 +66,13 @@ def _parser() -> Parser:
     add("--num-workers", type=int, default=0, metavar="N", help="processes that decode images (default 0)")
     add("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     add("--lr", type=float, metavar="R", help="learning rate (default: the checkpoint's; 0.005)")
-    add("--lr-batch", type=int, metavar="N", help="--lr is for batches of N; others get more or less of it")
-    add("--prior", type=float, metavar="N", help="images that the source's statistics count for (16 for small batches)")
+    add("--lr-batch", type=int, metavar="N", help="scale the rate with the batch: --lr is that of N images")
+    add(
+        "--prior",
+        type=float,
+        metavar="N",
+        help="images that the source's statistics count for (16 for small batches; 0)",
+    )
     add("--memory", choices=get_args(Memory), help="what is kept for the step (default: the checkpoint's; memsave)")
     add("--every-frame", type=int, metavar="N", help="of a video, every N-th frame (default 1)")
     add("--no-updates", action="store_true", help="learn nothing, to compare")
@@ -120,8 +125,8 @@ def _load(options: Namespace) -> tuple[EcoTTA, SourceRecord, Online]:
     if options.backbone not in (None, source.backbone):
         raise InputError(f"--backbone: {file} is of '{source.backbone}', not of '{options.backbone}'")
     adapter.to(device)
-    if isinstance(content.get(STREAM), Mapping):
-        adapter.rollback(replace(adapter.snapshot(), optimizer=content[STREAM]["optimizer"]))
+    if isinstance(content.get(OPTIMIZER), Mapping):
+        adapter.rollback(replace(adapter.snapshot(), optimizer=content[OPTIMIZER]))
     return adapter, source, online
 
 
@@ -131,8 +136,8 @@ def _saved_to(file: Path) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    if file.is_dir():
-        raise InputError(f"--save: {file} is a folder, expected the name of a file")
+    if file.is_dir() or file.suffix == ".safetensors":
+        raise InputError(f"--save: {file} is a folder or a safetensors file; expected the name of a .ckpt file")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent):
@@ -145,6 +150,8 @@ def _saved_to(file: Path) -> Path:
 def _save(file: Path, adapter: EcoTTA, source: SourceRecord, online: Online) -> None:
     """Writes the adapted network with its counters and the optimizer's momentum.
 
+    What the guard compares with is not kept: the first batches of the next stream are its reference.
+
     Raises:
         InputError: the disk is full.
     """
@@ -155,7 +162,7 @@ def _save(file: Path, adapter: EcoTTA, source: SourceRecord, online: Online) -> 
     content = {
         "state_dict": {f"adapter.{key}": value.cpu() for key, value in adapter.state_dict().items()},
         RECORD: AdapterRecord(source, groups, adapter.form, adapter.kernel, online).as_dict(),
-        STREAM: {"optimizer": adapter.snapshot().optimizer},
+        OPTIMIZER: adapter.snapshot().optimizer,
     }
     SafeCheckpointIO().save_checkpoint(content, file)
 
@@ -245,12 +252,17 @@ class Stream:
             own = {"entropy": round(share, 6), "batch": number, "updated": batch["updated"]}
             self.rows.append({**name, **answer, **own})
 
+    @property
+    def rollbacks(self) -> int:
+        """How often the guard went back."""
+        return sum(batch["event"] is not None for batch in self.batches)
+
     def _logits(self, images: Tensor) -> Tensor:
         """The answer to a batch, from before the step."""
         adapter, size = self.adapter, "x".join(map(str, images.shape[2:]))
         try:
             with warnings.catch_warnings(record=True) as heard:
-                warnings.simplefilter("always")
+                warnings.filterwarnings("always", message="batches of")
                 if not self.learn and adapter.needs_calibration:
                     adapter.calibrate(images)
                 logits = adapter.adapt(images) if self.learn else adapter.predict(images)
@@ -262,17 +274,15 @@ class Stream:
             raise InputError(f"the network fails on {len(images)} images of {size} at once ({reason})") from error
         self._pass_on(heard, logits)
         if not bool(torch.isfinite(logits).all()):
-            number = len(self.batches) + 1
-            raise InputError(
-                f"--lr: the predictions are NaN or infinite in batch {number}; lower it, and keep the guard"
-            )
+            cure = "; lower --lr, and keep the guard" if self.learn else ""
+            raise InputError(f"the network's predictions are NaN or infinite in batch {len(self.batches) + 1}{cure}")
         named = len(self.source.class_names)
         if logits.shape[1] != named or named < 2:
             raise InputError(f"--checkpoint: the network has {logits.shape[1]} outputs and names {named} classes")
         return logits
 
     def _pass_on(self, heard: Sequence[warnings.WarningMessage], logits: Tensor) -> None:
-        """Warnings; that of small batches once, and not where every image gives statistics of many pixels."""
+        """Prints warnings; that of small batches once, and never where images are labelled pixel by pixel."""
         for warning in heard:
             text = str(warning.message)
             if "prior=" not in text:
@@ -345,12 +355,16 @@ def _say(stream: Stream) -> None:
             print(f"vision: batch {batch['batch']}: {batch['event']}")
     sums = [math.fsum(of[key] * of["images"] for of in stream.batches) for key in ("entropy", "kept")]
     entropies, kept = (total / len(stream.rows) for total in sums)
-    updates = f"{sum(of['updated'] for of in stream.batches)} updates" if stream.learn else "no updates"
-    rollbacks = sum(of["event"] is not None for of in stream.batches)
+    updates = _counted(sum(of["updated"] for of in stream.batches), "update") if stream.learn else "no updates"
+    rollbacks = _counted(stream.rollbacks, "rollback")
     print(
-        f"vision: {updates} in {len(stream.batches)} batches, {rollbacks} rollbacks; mean entropy {entropies:.2f} of "
-        f"ln C, {kept:.1%} of the predictions sure enough to learn from"
+        f"vision: {_counted(len(stream.batches), 'batch', 'es')}, {updates}, {rollbacks}; mean entropy {entropies:.2f} "
+        f"of ln C, {kept:.1%} of the predictions sure enough to learn from"
     )
+
+
+def _counted(number: int, word: str, ending: str = "s") -> str:
+    return f"{number} {word}{ending if number != 1 else ''}"
 
 
 def main(arguments: list[str]) -> None:
@@ -366,7 +380,8 @@ def main(arguments: list[str]) -> None:
     save = None if options.save is None else _saved_to(Path(options.save))
     adapter, source, online = _load(options)
     if int(adapter.images):
-        print(f"vision: goes on after {int(adapter.images)} images in {int(adapter.steps)} batches", flush=True)
+        seen, steps = int(adapter.images), _counted(int(adapter.steps), "batch", "es")
+        print(f"vision: {options.checkpoint} has learned from {seen} images in {steps} so far", flush=True)
     pixels = (source.backbone or "").startswith(TORCHVISION)
     batch_size = options.batch_size or (2 if pixels else 64)
     stream = Stream(adapter, source, not options.no_updates, folder)
@@ -380,12 +395,11 @@ def main(arguments: list[str]) -> None:
         require_some(len(stream.rows), files, unreadable)
     _write(stream, online, unreadable, video)
     if save is not None:
-        # The guard's halvings stay: the rate that was too high would be so tomorrow.
-        rollbacks = sum(batch["event"] is not None for batch in stream.batches)
-        _save(save, adapter, source, replace(online, lr=online.lr / 2**rollbacks))
+        # The guard's halvings stay: a rate that was too high will be so tomorrow.
+        _save(save, adapter, source, replace(online, lr=online.lr / 2**stream.rollbacks))
     _say(stream)
     if save is not None:
-        print(f"vision: what was learned is in {save}; --checkpoint {save} goes on from there")
+        print(f"vision: the state is in {save}; --checkpoint {save} goes on from there")
     if video is None:
         say_what_was_done(len(stream.rows), files, unreadable, folder)
     else:

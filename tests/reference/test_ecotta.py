@@ -104,7 +104,7 @@ def check_adapt_step(case: Case, memory: str) -> None:
     results["grad_reg_norm"] = torch.stack([gradient.norm() for gradient in regularised])
 
     steps = [key for key in case.arrays if "after" in key or "two_step" in key]
-    follows = {key: 1e-3 for key in [*steps, *(key for key in case.arrays if key.startswith("grad_"))]}
+    follows = dict.fromkeys([*steps, *(key for key in case.arrays if key.startswith("grad_"))], 1e-3)
     case.compare(results, tolerance=1e-4, exceptions={**follows, "R_k": 1e-5})
     # A step changes the logits by less than that, so the change is compared as well.
     start, first = case.arrays["logits_batchstats"], results["logits_batchstats"].numpy()
@@ -160,7 +160,7 @@ def check_losses(case: Case) -> None:
 # ------------------------------------------------------------------------------------------------------------ memory
 @functools.cache
 def _profile(network: str, method: str, groups: int, sizes: tuple[int, ...], kernel: int | None, memory: Any):
-    """Of a step on one image of the size that the network is for (two, where it is cheap)."""
+    """Of a step on one image of the size that the network is for."""
     large = network.endswith(("ImageNet", "@224"))
     torch.manual_seed(0)
     if found := re.fullmatch(r"wrn(\d+)_(\d+)", network):
@@ -171,11 +171,11 @@ def _profile(network: str, method: str, groups: int, sizes: tuple[int, ...], ker
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     else:
         pytest.fail(f"no network {network}")
-    x = normal((1 if large else 2, 3, *((224, 224) if large else (32, 32))))
+    x = normal((1, 3, 224, 224) if large else (1, 3, 32, 32))
     if method == "TENT":
         adapting: Any = Tent(model, memory=memory)
     elif method == "CoTTA":
-        adapting = CoTTA(model, threshold=0.0, views=1)
+        adapting = CoTTA(model, threshold=0.0, descent=Descent("sgd", momentum=0.0))
     else:
         partition = sizes or "default"
         options = {"input_size": tuple(x.shape[2:]), "calibrate": False, "margin": ALL, "memory": memory}

@@ -152,16 +152,25 @@ class EcoTTA(Method):
         return adapter
 
     # -------------------------------------------------------------------------------------------- before deployment
-    def warm_up_logits(self, x: Tensor) -> Tensor:
+    def warm_up_logits(self, x: Tensor, prior: float | None = None) -> Tensor:
         """Logits with gradients for the meta networks, for a supervised warm-up on source images (Sec. 3.2).
 
-        The frozen network runs as it will when it is adapted; the meta networks' statistics follow the batches.
+        The meta networks' own normalisations use the batch's statistics here, and their running ones follow.
+
+        Args:
+            x: images ``(B, 3, H, W)``.
+            prior: statistics of the frozen normalisations in this pass; by default those that are used online. A
+                network that was warmed up with one kind alone fails with the other; alternate between 0 and infinity
+                for one that takes either, and AdaptBN's mixtures.
         """
         self.needs_calibration = False
+        online = self.prior
         self.metas.train()
         try:
+            self.prior = online if prior is None else prior
             return self._run(x)
         finally:
+            self.prior = online
             self.metas.eval()
 
     def calibrate(self, x: Tensor) -> None:
