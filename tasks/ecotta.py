@@ -362,8 +362,13 @@ class TestTimeAdaptation(pl.LightningModule):
         """The header and the rows of ``predictions.csv`` for what ``predict_step`` gave."""
         if outputs["classes"].dim() > 1:
             raise InputError("predict writes classes of images; of pixels 'vision infer ecotta' writes pictures")
-        answers = zip(outputs["path"], outputs["domain"], outputs["classes"].tolist(), outputs["probabilities"].tolist(),
-                      strict=True)
+        answers = zip(
+            outputs["path"],
+            outputs["domain"],
+            outputs["classes"].tolist(),
+            outputs["probabilities"].tolist(),
+            strict=True,
+        )
         rows = [[path, domain, self.class_names[i], f"{share:.4f}"] for path, domain, i, share in answers]
         return ["path", "domain", "class", "probability"], rows
 
@@ -373,7 +378,10 @@ class TestTimeAdaptation(pl.LightningModule):
         """What a checkpoint says of the network beside its weights."""
         adapter = self.adapter
         return AdapterRecord(
-            self.source_record, [list(names) for names in adapter.groups], adapter.form, adapter.kernel,
+            self.source_record,
+            [list(names) for names in adapter.groups],
+            adapter.form,
+            adapter.kernel,
             self.online,
         )
 

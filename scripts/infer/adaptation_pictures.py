@@ -33,7 +33,7 @@ SMOOTHED = 40  # points that a longer line keeps, about
 def class_colours(classes: int) -> NDArray[np.uint8]:
     """A colour of each class, uint8 ``(classes, 3)``: neighbours far apart, all dark enough for text on white."""
     hues = (i * 0.618034 % 1 for i in range(classes))
-    chosen = [colorsys.hsv_to_rgb(hue, (0.9, 0.65)[i % 2], (0.85, 0.65, 0.5)[i % 3]) for i, hue in enumerate(hues)]
+    chosen = [colorsys.hsv_to_rgb(hue, (0.9, 0.65)[i % 2], (0.75, 0.6, 0.45)[i % 3]) for i, hue in enumerate(hues)]
     return (255 * np.asarray(chosen)).round().astype(np.uint8)
 
 

@@ -71,7 +71,7 @@ def _parser() -> Parser:
         "--prior",
         type=float,
         metavar="N",
-        help="images that the source's statistics count for (16 for small batches; 0)",
+        help="images that the source's statistics count for (default 0; 16 for small batches)",
     )
     add("--memory", choices=get_args(Memory), help="what is kept for the step (default: the checkpoint's; memsave)")
     add("--every-frame", type=int, metavar="N", help="of a video, every N-th frame (default 1)")
@@ -121,7 +121,10 @@ def _load(options: Namespace) -> tuple[EcoTTA, SourceRecord, Online]:
     online = replace(online, **{name: value for name, value in given.items() if value is not None})
     if options.no_guard:
         online = replace(online, guard=False)
-    adapter, source = load_adapter(file, options.backbone, online, options.trust_pickle)
+    # Meta networks without a warm-up begin at random: let every run of a command give the same answers.
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        adapter, source = load_adapter(file, options.backbone, online, options.trust_pickle)
     if options.backbone not in (None, source.backbone):
         raise InputError(f"--backbone: {file} is of '{source.backbone}', not of '{options.backbone}'")
     adapter.to(device)

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from datamodules.corruptions import corrupt
+from datamodules.corruptions import Suite, corrupt
 from tests.reference.cases import Case, case_names, fill_state, load_case, normal
 from vision.ecotta import Descent, EcoTTA, WideResNet, load_official, official_state_dict
 from vision.ecotta.baselines import Tent
 from vision.ecotta.cotta import CoTTA
 from vision.ecotta.frozen import FrozenOps
 from vision.ecotta.losses import (
+    Reduction,
     confident,
     cross_entropy_of,
     eata_weights,
@@ -63,16 +64,19 @@ def _watched(network: EcoTTA) -> Iterator[tuple[list[Tensor], list[float]]]:
 
 def check_adapt_step(case: Case, memory: str) -> None:
     state = _state(case)
-    shape = re.search(r"\((\d+), (\d+), (\d+), (\d+)\)", case.info["input_rule"])
-    x = normal([int(number) for number in shape.groups()])
+    (shape,) = re.findall(r"\d+, ?\d+, ?\d+, ?\d+", case.info["input_rule"])
+    x = normal([int(number) for number in shape.split(",")])
     order = [re.sub(r"encoders\.(\d+)\.meta_part\.", r"\1.", key) for key in case.info["meta_param_order"]]
 
-    def loaded(**options: Any) -> EcoTTA:
-        return load_official(state, **{"memory": memory, "strength": case.info["lambda"], "margin": ALL, **options})
+    def loaded(margin: float = ALL, **options: Any) -> EcoTTA:
+        given = {"memory": memory, "strength": case.info["lambda"], "margin": margin}
+        network = load_official(state, **given, **options)
+        assert isinstance(network, EcoTTA)
+        return network
 
-    def gradients(**options: Any) -> list[Tensor]:
-        """Read off a step without momentum, a long one for the digits."""
-        network = loaded(descent=Descent("sgd", lr=1e3, momentum=0.0), **options)
+    def gradients(margin: float) -> list[Tensor]:
+        """Read off a step without momentum, a long one for the digits; no prediction is within a margin of 0."""
+        network = loaded(margin, descent=Descent("sgd", lr=1e3, momentum=0.0))
         before = {name: parameter.detach().clone() for name, parameter in network.metas.named_parameters()}
         network.adapt(x)
         after = dict(network.metas.named_parameters())
@@ -98,14 +102,17 @@ def check_adapt_step(case: Case, memory: str) -> None:
     twice = loaded(update="two_step")
     results["logits_two_step_pred"] = twice.adapt(x)
     results["logits_after_two_step"] = twice.predict(x)
-    total, regularised = gradients(), gradients(margin=0.0)
+    total, regularised = gradients(ALL), gradients(0.0)
     results["grad_total_norm"] = torch.stack([gradient.norm() for gradient in total])
     results["grad_total_first"] = torch.stack([gradient.flatten()[0] for gradient in total])
     results["grad_reg_norm"] = torch.stack([gradient.norm() for gradient in regularised])
 
     steps = [key for key in case.arrays if "after" in key or "two_step" in key]
     follows = dict.fromkeys([*steps, *(key for key in case.arrays if key.startswith("grad_"))], 1e-3)
-    case.compare(results, tolerance=1e-4, exceptions={**follows, "R_k": 1e-5})
+    # Forwards: 1e-4, absolute as in the specification, or of the largest magnitude where that is less; and what float32
+    # rounds off, for deep networks with such weights give hundreds.
+    forwards = {key: 1e-4 / max(1.0, float(np.abs(array).max())) + 5e-6 for key, array in case.arrays.items()}
+    case.compare(results, exceptions={**forwards, **follows, "R_k": 1e-5})
     # A step changes the logits by less than that, so the change is compared as well.
     start, first = case.arrays["logits_batchstats"], results["logits_batchstats"].numpy()
     noise = np.abs(first - start).max()
@@ -132,10 +139,11 @@ def check_losses(case: Case) -> None:
     kept = confident(entropies.detach(), classes)
     results |= {"entropy": entropies, "mask": kept, "loss_tent": entropies.mean()}
     results["e_margin"] = 0.4 * np.log(classes)
-    for reduction, loss, gradient in (
+    reductions: tuple[tuple[Reduction, str, str], ...] = (
         ("kept", "loss_filtered_mean", "grad_logits"),
         ("batch", "loss_eq2_mean_over_batch", "grad_logits_eq2_mean_over_batch"),
-    ):
+    )
+    for reduction, loss, gradient in reductions:
         results[loss] = filtered_entropy(entropies, kept, reduction)
         (results[gradient],) = torch.autograd.grad(results[loss], logits, retain_graph=True)
     # Where the community's loss is not a number, ours is none.
@@ -159,14 +167,16 @@ def check_losses(case: Case) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ memory
 @functools.cache
-def _profile(network: str, method: str, groups: int, sizes: tuple[int, ...], kernel: int | None, memory: Any):
+def _profile(
+    network: str, method: str, groups: int, sizes: tuple[int, ...], kernel: int | None, memory: Any
+) -> AdaptationProfile:
     """Of a step on one image of the size that the network is for."""
     large = network.endswith(("ImageNet", "@224"))
     torch.manual_seed(0)
     if found := re.fullmatch(r"wrn(\d+)_(\d+)", network):
         model: nn.Module = WideResNet(int(found[1]), int(found[2]))
     elif re.match(r"resnet50( |@)", network):
-        model = ResNet(Bottleneck, (3, 4, 6, 3), num_classes=1000 if large else 10)
+        model = timm.create_model("resnet50", num_classes=1000 if large else 10)
         if not large:
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     else:
@@ -239,7 +249,7 @@ def check_corruptions(case: Case) -> None:
             continue
         found = re.fullmatch(r"(inc|cifarc)_(\w+)_s(\d+)", key)
         assert found, f"{case.name} holds an array that is not checked: {key}"
-        suite = {"inc": "imagenet", "cifarc": "cifar"}[found[1]]
+        suite: Suite = "imagenet" if found[1] == "inc" else "cifar"
         result = corrupt(pictures[wanted.shape], found[2], int(found[3]), 0, suite)
         assert (result.shape, result.dtype) == (wanted.shape, wanted.dtype)
         difference = np.abs(result.astype(int) - wanted)

@@ -65,6 +65,27 @@ class _Normalisation(Function):
         return grad * factor, None, None, None, None, None
 
 
+class _NormalisedRectifier(Function):
+    """A normalisation by constants and the rectifier behind it, of which only the rectifier is still to be done.
+
+    One pass over memory less than the two after each other, and one tensor less in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, normalised: list[Tensor], factor: Tensor) -> Tensor:
+        out = normalised.pop()  # not as an argument: it is returned, and is no input of the network's
+        packed = pack_between(out, 0.0)
+        ctx.save_for_backward(packed, factor)
+        ctx.like, ctx.numpy = torch.empty_like(out, device="meta"), by_numpy(out)
+        return out.relu_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        packed, factor = ctx.saved_tensors
+        factor = factor.to(grad.dtype).view(1, -1, *[1] * (grad.dim() - 2))
+        return unpack(packed, ctx.like, ctx.numpy).to(grad.dtype).mul_(grad).mul_(factor), None, None
+
+
 class _Rectifier(Function):
     """A function with the slope 1 in an interval and another constant outside, which keeps one bit an element."""
 
@@ -93,7 +114,8 @@ class _Rectifier(Function):
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel of ``(B, C, ...)``: two tensors ``(C,)``."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
-    variance, mean = torch.var_mean(x.float(), axes, correction=0)
+    precise = x if x.dtype == torch.float64 else x.float()
+    variance, mean = torch.var_mean(precise, axes, correction=0)
     return mean, variance
 
 
@@ -130,6 +152,8 @@ class FrozenOps(TorchFunctionMode):
     def __init__(self, prior: float = 0.0, memory: Memory = "eager", constant_statistics: bool | None = None) -> None:
         super().__init__()
         self.prior, self.sparing = prior, memory != "eager"
+        # The output of a normalisation and its input, for a rectifier that comes next; no longer, for memory's sake.
+        self._latest: tuple[Tensor, Tensor] | None = None
         self.constant = memory == "memsave" if constant_statistics is None else constant_statistics
 
     def __torch_function__(
@@ -138,6 +162,8 @@ class FrozenOps(TorchFunctionMode):
         handler = _HANDLERS.get(func)
         if handler is None:
             return func(*args, **(kwargs or {}))
+        if handler is not FrozenOps._relu:
+            self._latest = None
         return handler(self, func, *args, **(kwargs or {}))
 
     # ------------------------------------------------------------------------------------------------ convolution
@@ -223,7 +249,9 @@ class FrozenOps(TorchFunctionMode):
             ones = x.new_ones(x.shape[1], dtype=torch.float32)
             weight = ones if weight is None else weight
             bias = ones * 0 if bias is None else bias
-            return cast("Tensor", _Normalisation.apply(x, mean, variance, weight, bias, eps))
+            out = cast("Tensor", _Normalisation.apply(x, mean, variance, weight, bias, eps))
+            self._latest = (out, x)
+            return out
         if own and not (constant and _differentiated(x)):
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
         if self.prior != math.inf:
@@ -244,7 +272,11 @@ class FrozenOps(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------------------------- rectifiers
     def _relu(self, func: Any, input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+        latest, self._latest = self._latest, None
         written = inplace and hasattr(input, "overwritable")
+        if written and latest is not None and latest[0] is input:
+            (factor,) = cast("Any", input.grad_fn).saved_tensors
+            return cast("Tensor", _NormalisedRectifier.apply(latest[1], [input.detach()], factor))
         function = torch.relu_ if written else torch.relu
         return self._rectified(input, function, 0.0, math.inf, 0.0, written)
 
