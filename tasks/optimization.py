@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vision.errors import InputError
-from vision.schedule import WarmupCosine
+from vision.schedule import BoundSchedule
 
 
 def decay_groups(model: nn.Module, exempt: AbstractSet[str]) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def scheduled(
 ) -> OptimizerLRScheduler:
     """What ``configure_optimizers`` of a task returns.
 
-    :class:`~vision.schedule.WarmupCosine` is told the length of the training and changes at every step; others are
+    A :class:`~vision.schedule.BoundSchedule` is told the length of the training and changes at every step; others are
     stepped once an epoch.
 
     Raises:
@@ -42,10 +42,11 @@ def scheduled(
     scheduler = lr_scheduler(optimizer)
     if isinstance(scheduler, ReduceLROnPlateau):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
-    if isinstance(scheduler, WarmupCosine):
+    if isinstance(scheduler, BoundSchedule):
         epochs, steps = task.trainer.max_epochs or 0, float(task.trainer.estimated_stepping_batches)
         if epochs < 1 or steps == float("inf"):
-            raise InputError("WarmupCosine needs to know the length of the training: set trainer.max_epochs")
+            name = type(scheduler).__name__
+            raise InputError(f"{name} needs to know the length of the training: set trainer.max_epochs")
         scheduler.bind(epochs, steps / epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class WarmupCosine(LRScheduler):
+class BoundSchedule(LRScheduler):
+    """A schedule whose time is counted in epochs and which changes at every step.
+
+    A task says by :meth:`bind` how long the training is and how many steps an epoch has.
+    """
+
+    epochs: float
+    steps_per_epoch: float
+
+    def bind(self, epochs: float, steps_per_epoch: float) -> None:
+        """Says how long the training is and how many calls of ``step`` an epoch has."""
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+
+    def rate(self, time: float, peak: float) -> float:
+        """The learning rate ``time`` epochs into the training."""
+        raise NotImplementedError
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The rate of every parameter group, from the number of steps so far alone."""
+        return [self.rate(self.last_epoch / self.steps_per_epoch, float(peak)) for peak in self.base_lrs]
+
+
+class WarmupCosine(BoundSchedule):
     """Linear warm-up, then a cosine down to ``min_lr`` over all epochs, with time counted in epochs.
 
     At ``t < warmup_epochs`` the rate is ``warmup_lr + t * (lr - warmup_lr) / warmup_epochs``, later
@@ -43,10 +66,6 @@ class WarmupCosine(LRScheduler):
         self.per, self.epochs, self.steps_per_epoch = per, epochs, 1.0
         super().__init__(optimizer)
 
-    def bind(self, epochs: float, steps_per_epoch: float) -> None:
-        """Says how long the training is and how many calls of ``step`` an epoch has."""
-        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
-
     def rate(self, time: float, peak: float) -> float:
         """The learning rate ``time`` epochs into the training."""
         if self.per == "epoch":
@@ -57,6 +76,30 @@ class WarmupCosine(LRScheduler):
         share = min((time - before) / max(self.epochs - before, 1e-9), 1.0)
         return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """The rate of every parameter group, from the number of steps so far alone."""
-        return [self.rate(self.last_epoch / self.steps_per_epoch, float(peak)) for peak in self.base_lrs]
+
+class WarmupSteps(BoundSchedule):
+    """Linear warm-up from nothing, then the rate times ``gamma`` at each milestone, with time counted in epochs.
+
+    Args:
+        optimizer: its ``lr`` is the peak.
+        warmup_epochs: length of the warm-up, may be a fraction.
+        milestones: epochs at whose beginning the rate falls.
+        gamma: factor by which it falls.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: float = 1.0,
+        milestones: Sequence[float] = (3, 6, 8),
+        gamma: float = 0.2,
+    ) -> None:
+        self.warmup_epochs, self.milestones, self.gamma = warmup_epochs, tuple(milestones), gamma
+        self.epochs, self.steps_per_epoch = math.inf, 1.0
+        super().__init__(optimizer)
+
+    def rate(self, time: float, peak: float) -> float:
+        """The learning rate ``time`` epochs into the training."""
+        if time < self.warmup_epochs:
+            return peak * time / self.warmup_epochs
+        return peak * self.gamma ** sum(time >= milestone for milestone in self.milestones)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 
 from datamodules.transforms import eval_transform
@@ -24,7 +25,7 @@ from tests.videos import numbered_frames, write_video
 from vision.classifiers import ClassifierRecord
 from vision.ecotta import EcoTTA, Online, WideResNet, load_adapter
 from vision.ecotta.baselines import BatchStatistics
-from vision.ecotta.source import AdapterRecord, SourceRecord, _named
+from vision.ecotta.source import AdapterRecord, SourceRecord
 from vision.preprocessing import Preprocessing
 
 CLASSES = list(COLOURS)
@@ -245,10 +246,12 @@ def test_a_video_is_answered_as_its_frames_are(folder, tmp_path):
 def pixels(folder) -> Path:
     """A network that labels pixels and gives its logits in a dictionary."""
     torch.manual_seed(0)
-    name, size = "torchvision:lraspp_mobilenet_v3_large", (48, 64)
-    network = _named(name, 5, size)
+    name, size = "lraspp_mobilenet_v3_large", (48, 64)
+    network = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=5)
     adapter = EcoTTA.attach(network, partition=[["backbone.2"], ["backbone.3"]], input_size=size)
-    source = SourceRecord(name, ["sky", "road", "tree", "car", "sign"], Preprocessing(size, crop_pct=1.0))
+    source = SourceRecord(
+        f"torchvision:{name}", ["sky", "road", "tree", "car", "sign"], Preprocessing(size, crop_pct=1.0)
+    )
     return write_checkpoint(folder / "pixels.ckpt", adapter, source, Online())
 
 

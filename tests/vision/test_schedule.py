@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vision.schedule import WarmupCosine
+from vision.schedule import WarmupCosine, WarmupSteps
 
 
 def make(per: Literal["step", "epoch"], peaks: tuple[float, ...] = (1.0,)) -> tuple[torch.optim.SGD, WarmupCosine]:
@@ -60,3 +60,19 @@ def test_resumption_goes_on_as_without_interruption(per: Literal["step", "epoch"
     optimizer.load_state_dict(saved[0])
     schedule.load_state_dict(saved[1])
     assert before + rates(optimizer, schedule, 17) == pytest.approx(whole)
+
+
+def test_steps_rise_over_the_first_epoch_and_fall_to_a_fifth_at_each_milestone():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.05)
+    schedule = WarmupSteps(optimizer, warmup_epochs=1, milestones=[3, 6], gamma=0.2)
+    schedule.bind(epochs=8, steps_per_epoch=10)
+    rates = []
+    for _ in range(80):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.025)
+    assert rates[10] == rates[29] == pytest.approx(0.05)
+    assert rates[30] == rates[59] == pytest.approx(0.01)
+    assert rates[60] == pytest.approx(0.002)

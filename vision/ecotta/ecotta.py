@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -201,20 +202,21 @@ class EcoTTA(Method):
     def step(self, x: Tensor) -> tuple[Tensor, Step]:
         """See :class:`EcoTTA`."""
         distances: list[Tensor] = []
+        logits = self._run(x, distances)
+        distance = float(torch.stack(distances).sum())
+        if not math.isfinite(distance):
+            # The signs of such differences are finite still, but tell nothing.
+            self.metas.zero_grad()
         if self.update == "two_step":
-            self._run(x, distances)
             self.take_step()
             logits = self._run(x)
-        else:
-            logits = self._run(x, distances)
         rows = flat_logits(logits)
         entropies = entropy(rows)
         kept = confident(entropies.detach(), rows.shape[1], self.margin)
         loss = filtered_entropy(entropies, kept, self.reduction)
-        if loss is not None and bool(torch.isfinite(loss)):
+        if loss is not None and bool(torch.isfinite(loss)) and math.isfinite(distance):
             loss.backward()
         updated = self.take_step()
-        distance = float(torch.stack(distances).sum()) if distances else 0.0
         total = (float(loss.detach()) if loss is not None else 0.0) + self.strength * distance
         mean = float(entropies.detach().mean())
         return logits, Step(total, mean, float(kept.float().mean()), distance, updated)

@@ -43,26 +43,28 @@ class _Convolution(Function):
 
 
 class _Normalisation(Function):
-    """A normalisation by constants, which keeps the factor of each channel alone."""
+    """A normalisation by constants, which keeps the factor of each channel alone; what it gives was computed before."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-    ) -> Tensor:
-        if mean is None or variance is None:
-            out, _, factor = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-            factor = factor * weight
-        else:
-            factor = torch.rsqrt(variance + eps) * weight
-            out = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled)
+    def forward(ctx: Any, _x: Tensor, normalised: list[Tensor], factor: Tensor) -> Tensor:
         ctx.save_for_backward(factor)
-        return out
+        return normalised.pop()  # not an argument of its own: it is no input of the network's
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (factor,) = ctx.saved_tensors
-        factor = factor.to(grad.dtype).view(1, -1, *[1] * (grad.dim() - 2))
-        return grad * factor, None, None, None, None, None
+        return grad * factor.to(grad.dtype).view(1, -1, *[1] * (grad.dim() - 2)), None, None
+
+
+def _normalised(
+    x: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Normalised by the given statistics or else the batch's; and the factor of each channel."""
+    if mean is None or variance is None:
+        out, _, factor = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        return out, factor * weight
+    factor = torch.rsqrt(variance + eps) * weight
+    return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled), factor
 
 
 class _NormalisedRectifier(Function):
@@ -72,8 +74,8 @@ class _NormalisedRectifier(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, normalised: list[Tensor], factor: Tensor) -> Tensor:
-        out = normalised.pop()  # not as an argument: it is returned, and is no input of the network's
+    def forward(ctx: Any, _x: Tensor, normalised: list[Tensor], factor: Tensor) -> Tensor:
+        out = normalised.pop()
         packed = pack_between(out, 0.0)
         ctx.save_for_backward(packed, factor)
         ctx.like, ctx.numpy = torch.empty_like(out, device="meta"), by_numpy(out)
@@ -152,8 +154,8 @@ class FrozenOps(TorchFunctionMode):
     def __init__(self, prior: float = 0.0, memory: Memory = "eager", constant_statistics: bool | None = None) -> None:
         super().__init__()
         self.prior, self.sparing = prior, memory != "eager"
-        # The output of a normalisation and its input, for a rectifier that comes next; no longer, for memory's sake.
-        self._latest: tuple[Tensor, Tensor] | None = None
+        # A normalisation's node, input and factors, for a rectifier that comes next; no longer, for memory's sake.
+        self._latest: tuple[Any, Tensor, Tensor] | None = None
         self.constant = memory == "memsave" if constant_statistics is None else constant_statistics
 
     def __torch_function__(
@@ -249,8 +251,10 @@ class FrozenOps(TorchFunctionMode):
             ones = x.new_ones(x.shape[1], dtype=torch.float32)
             weight = ones if weight is None else weight
             bias = ones * 0 if bias is None else bias
-            out = cast("Tensor", _Normalisation.apply(x, mean, variance, weight, bias, eps))
-            self._latest = (out, x)
+            with torch.no_grad():
+                computed, factor = _normalised(x, mean, variance, weight, bias, eps)
+            out = cast("Tensor", _Normalisation.apply(x, [computed], factor))
+            self._latest = (out.grad_fn, x, factor)
             return out
         if own and not (constant and _differentiated(x)):
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
@@ -274,9 +278,9 @@ class FrozenOps(TorchFunctionMode):
     def _relu(self, func: Any, input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
         latest, self._latest = self._latest, None
         written = inplace and hasattr(input, "overwritable")
-        if written and latest is not None and latest[0] is input:
-            (factor,) = cast("Any", input.grad_fn).saved_tensors
-            return cast("Tensor", _NormalisedRectifier.apply(latest[1], [input.detach()], factor))
+        # Not where something was added to the output in its place: its node is another then.
+        if written and latest is not None and latest[0] is input.grad_fn:
+            return cast("Tensor", _NormalisedRectifier.apply(latest[1], [input.detach()], latest[2]))
         function = torch.relu_ if written else torch.relu
         return self._rectified(input, function, 0.0, math.inf, 0.0, written)
 

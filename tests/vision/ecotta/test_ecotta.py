@@ -1,0 +1,495 @@
+"""EcoTTA's steps: what they are made of, what they leave alone, and the ways back."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision.ecotta import Descent, EcoTTA, GuardOptions, WideResNet
+from vision.ecotta.baselines import BatchStatistics
+from vision.ecotta.frozen import FrozenOps
+from vision.ecotta.losses import confident, entropy, regularisation
+from vision.errors import InputError
+
+CLASSES = 6
+ALL = 9.0  # a margin, in ln C, that no entropy reaches
+MODES = ("eager", "memsave", "checkpoint")
+
+
+def images(seed: int = 0, size: int = 8, side: int = 16) -> Tensor:
+    return torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def source(seed: int = 0) -> WideResNet:
+    """Six blocks, whose running statistics are no batch's."""
+    torch.manual_seed(seed)
+    network = WideResNet(16, 1, CLASSES)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    nn.init.normal_(network.fc.weight)  # predictions that differ
+    return network
+
+
+def attached(seed: int = 0, **options: Any) -> EcoTTA:
+    given: dict[str, Any] = {"calibrate": False, "input_size": (16, 16), "margin": ALL, **options}
+    return EcoTTA.attach(source(seed), **given)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def step_of(network: EcoTTA, x: Tensor) -> list[Tensor]:
+    """How a step changes the parameters."""
+    before = [parameter.detach().clone() for parameter in network.trained()]
+    network.adapt(x)
+    return [after.detach() - start for after, start in zip(network.trained(), before, strict=True)]
+
+
+# -------------------------------------------------------------------------------------------------- what a step is
+LONG = Descent("sgd", lr=1.0, momentum=0.0)  # a step is the gradient, turned round
+
+
+def written_out(network: EcoTTA, x: Tensor) -> list[Tensor]:
+    """The gradients of Eq. 3 by one ordinary backward pass, with the detached copies of Fig. 3c."""
+    modules = dict(network.model.named_modules())
+    with FrozenOps():
+        features, total = network.model.conv1(x), torch.zeros((), dtype=torch.float64)
+        for names, meta in zip(network.groups, network.metas, strict=True):
+            after = features
+            for name in names:
+                after = modules[name](after)
+            apart = meta(features.detach(), after.detach())
+            total = total + network.strength * regularisation(apart, after.detach())
+            features = meta(features, after)
+        logits = network.model.fc(F.relu(network.model.bn1(features)).mean(dim=(2, 3))).float()
+        entropies = entropy(logits)
+        kept = confident(entropies, CLASSES, network.margin)
+        assert 0 < kept.sum() < len(kept), "the filter has something to do"
+        loss = entropies[kept].mean() + total
+    return list(torch.autograd.grad(loss, list(network.metas.parameters())))
+
+
+def test_the_joint_step_is_the_gradient_of_equation_3_and_the_sum_of_its_parts():
+    """In float64, so that what the one pass might lose would be seen."""
+    x = images().double()
+    margin = float(entropy(attached().predict(x.float())).median() / torch.log(torch.tensor(6.0)))
+    options: dict[str, Any] = {"memory": "eager", "descent": LONG}
+
+    def steps(**changed: Any) -> list[Tensor]:
+        return step_of(attached(**{**options, "margin": margin, **changed}).double(), x)
+
+    joint = steps()
+    parts = zip(steps(margin=0.0), steps(strength=0.0), strict=True)
+    wanted = written_out(attached(**options, margin=margin).double(), x)
+    for found, (of_distance, of_entropy), gradient in zip(joint, parts, wanted, strict=True):
+        largest = found.abs().max()
+        assert largest > 0
+        assert (found - of_distance - of_entropy).abs().max() < 1e-7 * largest
+        assert (found + gradient).abs().max() < 1e-6 * largest  # the logits are float32
+
+
+def test_a_regulariser_trains_its_own_meta_network_alone():
+    """Were the second one's to reach the first, the first's step would depend on the second."""
+    x = images()
+    network = attached(margin=0.0, memory="eager", descent=LONG)
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in other.metas[1].parameters():
+            parameter.mul_(-2)
+    first, second = step_of(network, x), step_of(other, x)
+    count = len(list(network.metas[0].parameters()))
+    assert all(map(torch.equal, first[:count], second[:count]))
+    assert not torch.equal(first[count], second[count])
+
+
+@pytest.mark.parametrize(("update", "passes"), [("joint", 1), ("two_step", 2)])
+@pytest.mark.parametrize("memory", MODES)
+def test_every_frozen_block_is_run_once_a_pass(memory, update, passes):
+    network = attached(memory=memory, update=update)
+    calls: Counter[str] = Counter()
+    for names in network.groups:
+        for name in names:
+            network.model.get_submodule(name).conv1.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    network.adapt(images())
+    # A checkpointed group is run again by the backward pass, but for the first, which no gradient reaches.
+    again = memory == "checkpoint"
+    expected = {name: passes + int(again and k > 0) for k, names in enumerate(network.groups) for name in names}
+    assert calls == expected
+
+
+@pytest.mark.parametrize("prior", [0.0, 16.0])
+@pytest.mark.parametrize(
+    ("memory", "constant", "like"),
+    [("memsave", None, True), ("memsave", False, None), ("checkpoint", None, None), ("checkpoint", True, True)],
+)
+def test_saving_memory_does_not_change_a_step(memory, constant, like, prior):
+    """Beside plain PyTorch, whose gradients take the statistics for constants where ``like`` says so."""
+    x = images()
+    found = step_of(attached(memory=memory, constant_statistics=constant, prior=prior, descent=LONG), x)
+    wanted = step_of(attached(memory="eager", constant_statistics=like, prior=prior, descent=LONG), x)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+
+
+def test_taking_statistics_for_constants_is_another_gradient():
+    x = images()
+    steps = [step_of(attached(memory="eager", constant_statistics=of, descent=LONG), x) for of in (False, True)]
+    assert any((one - other).abs().max() > 0.01 * one.abs().max() for one, other in zip(*steps, strict=True))
+
+
+def test_the_answer_is_from_before_the_step():
+    network, x = attached(), images()
+    before = network.predict(x)
+    assert torch.equal(network.adapt(x), before)
+    assert not torch.equal(network.predict(x), before)
+    assert torch.equal(network(x), network.predict(x))
+
+
+def test_a_step_tells_what_it_did():
+    network, x = attached(memory="eager", margin=0.4, strength=0.5), images()
+    entropies = entropy(network.adapt(x))
+    kept = confident(entropies, CLASSES, 0.4)
+    step = network.last
+    assert step.entropy == pytest.approx(entropies.mean().item(), rel=1e-6)
+    assert step.kept == pytest.approx(kept.float().mean().item())
+    learned = entropies[kept].mean().item() if kept.any() else 0.0
+    assert step.loss == pytest.approx(learned + 0.5 * step.distance, rel=1e-5)
+    assert (step.updated, int(network.steps), int(network.images)) == (True, 1, len(x))
+
+
+def test_where_no_prediction_is_sure_the_regularisers_alone_are_learned_from():
+    network = attached(margin=0.0)
+    assert torch.isfinite(network.adapt(images())).all()
+    assert (network.last.kept, network.last.updated) == (0.0, True)
+    assert network.last.loss == pytest.approx(network.strength * network.last.distance)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def test_where_there_is_nothing_to_learn_nothing_changes():
+    network = attached(margin=0.0, strength=0.0)
+    before = state(network.metas)
+    network.adapt(images())
+    assert same(before, state(network.metas))
+    assert (network.last.kept, network.last.updated, int(network.steps)) == (0.0, False, 1)
+
+
+def test_numbers_that_overflow_are_not_learned_from():
+    network = attached()
+    before = state(network)
+    network.adapt(images() * 1e38)
+    assert not network.last.updated
+    assert same({**before, "steps": network.steps, "images": network.images}, state(network))
+
+
+@pytest.mark.parametrize("lr_batch", [32, 4])
+def test_the_rate_can_follow_the_batch(lr_batch):
+    x = images(size=8)
+    plain = step_of(attached(descent=Descent("sgd", 0.1, 0.0)), x)
+    scaled = step_of(attached(descent=Descent("sgd", 0.1, 0.0, lr_batch)), x)
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other, one * 8 / lr_batch, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory", MODES)
+def test_pixels_are_predictions_too(memory):
+    class Pixels(nn.Module):
+        """Torchvision's form: a dictionary."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            trunk = source()
+            self.stem, self.blocks = trunk.conv1, nn.Sequential(*trunk.block1.layer, *trunk.block2.layer)
+            self.head = nn.Conv2d(32, CLASSES, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": F.interpolate(self.head(self.blocks(self.stem(x))), x.shape[2:]), "aux": x}
+
+    network = EcoTTA.attach(Pixels(), 2, input_size=(16, 16), calibrate=False, margin=0.9, memory=memory)
+    logits = network.adapt(images())
+    assert logits.shape == (8, CLASSES, 16, 16)
+    entropies = entropy(logits.movedim(1, -1).flatten(0, 2))
+    kept = confident(entropies, CLASSES, 0.9)
+    assert 0 < kept.sum() < len(kept)
+    assert network.last.kept == pytest.approx(kept.float().mean().item())
+    assert network.last.loss == pytest.approx(entropies[kept].mean().item() + 0.5 * network.last.distance, rel=1e-5)
+    assert network.last.updated
+
+
+# ------------------------------------------------------------------------------------------------- what stays as it is
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("prior", [0.0, 16.0])
+def test_the_frozen_network_is_the_same_to_the_bit_after_fifty_steps(memory, prior):
+    network = attached(memory=memory, prior=prior, descent=Descent("sgd", 0.05))
+    frozen, metas = state(network.model), state(network.metas)
+    alone = network.model(images(99))
+    for seed in range(50):
+        network.adapt(images(seed))
+    assert same(frozen, state(network.model))
+    assert torch.equal(network.model(images(99)), alone), "the network on its own has no meta networks"
+    changed = {key for key, value in state(network.metas).items() if not torch.equal(value, metas[key])}
+    assert changed == {name for name, _ in network.metas.named_parameters()}, "statistics are no parameters"
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "nan": (images().index_fill(0, torch.tensor([3]), torch.nan), "NaN or infinite"),
+    "infinite": (images() / 0, "NaN or infinite"),
+    "none": (images()[:0], "no images"),
+    "flat": (images().flatten(1), r"\(B, 3, H, W\), got torch.float32 \(8, 768\)"),
+    "bytes": ((images() * 255).byte(), "torch.uint8"),
+    "a list": ([0.0], "got list"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_bad_images_change_nothing(bad, calibrate):
+    x, message = BAD[bad]
+    network = attached(calibrate=calibrate)
+    other = copy.deepcopy(network)
+    for call in (network.adapt, network.predict, network.calibrate):
+        with pytest.raises(InputError, match=message):
+            call(x)
+    assert same(state(network), state(other))
+    assert torch.equal(network.adapt(images()), other.adapt(images()))
+    assert same(state(network), state(other))
+
+
+def test_one_value_a_channel_breaks_a_step_off_without_a_trace():
+    """The last features of one small image; what earlier groups have learned by then is thrown away."""
+    network = attached()
+    other = copy.deepcopy(network)
+    with pytest.warns(UserWarning, match="batches of 1"), pytest.raises(InputError, match=r"no variance.*prior=16"):
+        network.adapt(images(size=1, side=4))
+    assert (int(network.steps), int(network.images)) == (0, 0)
+    network.adapt(images())
+    other.adapt(images())
+    assert same(state(network), state(other))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "little"}, "memory must be one of eager, memsave, checkpoint"),
+        ({"reduction": "sum"}, "reduction must be one of kept, batch"),
+        ({"update": "thrice"}, "update must be one of joint, two_step"),
+        ({"strength": -1.0}, "strength must be at least 0"),
+        ({"prior": float("nan")}, "prior must be at least 0"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        attached(**options)
+
+
+def test_small_batches_are_warned_of_where_their_statistics_count():
+    with pytest.warns(UserWarning, match=r"batches of 7 .*prior=16 \(AdaptBN\)") as caught:
+        attached().adapt(images(size=7))
+    assert [warning.filename for warning in caught] == [__file__], "the caller is told where"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached().adapt(images(size=8))
+        attached(prior=16.0).adapt(images(size=1))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("memory", MODES)
+def test_it_learns_where_gradients_are_switched_off(mode, memory):
+    network, other = (attached(memory=memory, calibrate=True, guard=GuardOptions(every=1)) for _ in range(2))
+    expected = [other.adapt(images(seed)) for seed in range(3)]
+    with mode():
+        found = [network.adapt(images(seed)) for seed in range(3)]
+        point = network.snapshot()
+    assert all(map(torch.equal, found, expected))
+    assert same(state(network), state(other))
+    after = state(network.metas)
+    network.adapt(images(3))
+    network.rollback(point)
+    assert same(after, state(network.metas))
+
+
+# ------------------------------------------------------------------------------------------------------- the ways back
+@pytest.mark.parametrize("calibrate", [False, True])
+@pytest.mark.parametrize("guard", [None, GuardOptions(every=2)])
+def test_reset_and_rollback_are_exact(calibrate, guard):
+    network = attached(calibrate=calibrate, guard=guard)
+    first = [network.adapt(images(seed)) for seed in range(3)]
+    point, metas = network.snapshot(), state(network.metas)
+    following = [network.adapt(images(seed)) for seed in range(3, 6)]
+    network.rollback(point)
+    assert same(metas, state(network.metas))
+    # The momentum is that of the snapshot, which stays as it was.
+    for _ in range(2):
+        network.rollback(point)
+        assert all(map(torch.equal, following, [network.adapt(images(seed)) for seed in range(3, 6)]))
+    network.reset()
+    assert (int(network.steps), int(network.images)) == (0, 0)
+    assert all(map(torch.equal, first, [network.adapt(images(seed)) for seed in range(3)]))
+
+
+def test_the_guard_goes_back_to_an_earlier_state():
+    """Features that are driven far away by a rate that is much too high."""
+    network = attached(descent=Descent("sgd", 3.0), strength=0.0, guard=GuardOptions(reference=2, every=2, drift=1.5))
+    states = [state(network.metas)]
+    while network.last.event is None:
+        assert len(states) < 100
+        network.adapt(images(len(states)))
+        states.append(state(network.metas))
+    assert any(same(states[-1], earlier) for earlier in states[:-2])
+    assert "rolled back, learning rate now 1.5" in network.last.event
+    network.reset()
+    assert same(states[0], state(network.metas))
+
+
+def test_a_copy_goes_its_own_way():
+    network = attached()
+    for seed in range(3):
+        network.adapt(images(seed))
+    twin = copy.deepcopy(network)
+    before = state(network)
+    found = twin.adapt(images(3))
+    assert same(before, state(network))
+    assert torch.equal(network.adapt(images(3)), found)
+    assert same(state(twin), state(network))
+    twin.reset()
+    assert torch.equal(twin.adapt(images(0)), attached().adapt(images(0)))
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_the_state_can_be_carried_to_another(calibrate):
+    """To one that would be calibrated on its first batch."""
+    network = attached(calibrate=calibrate)
+    for seed in range(3):
+        network.adapt(images(seed))
+    other = attached(seed=1, calibrate=True)
+    other.load_state_dict(network.state_dict())
+    assert (int(other.steps), int(other.images)) == (3, 24)
+    assert torch.equal(other.predict(images(3)), network.predict(images(3)))
+    assert torch.equal(other.adapt(images(3)), network.adapt(images(3)))
+
+
+def test_the_meta_networks_alone_are_little_to_keep():
+    network = attached()
+    network.adapt(images())
+    kept = network.meta_state_dict()
+    assert {key.split(".")[0] for key in kept} == {"metas"}
+    trained = sum(parameter.numel() for parameter in network.trained())
+    assert sum(kept[f"metas.{name}"].numel() for name, _ in network.metas.named_parameters()) == trained
+    other = attached()
+    nothing_else = other.load_state_dict(kept, strict=False)
+    assert not nothing_else.unexpected_keys
+    assert torch.equal(other.predict(images(1)), network.predict(images(1)))
+
+
+def test_a_second_thread_waits():
+    network, one_after_other = attached(), attached()
+    order: list[str] = []
+    begun = threading.Event()
+
+    def second() -> None:
+        begun.set()
+        network.adapt(images(1))
+
+    thread = threading.Thread(target=second, name="second")
+
+    def enter(*_: Any) -> None:
+        order.append(f"{threading.current_thread().name} in")
+        if len(order) == 1:
+            thread.start()
+            assert begun.wait(10)
+            thread.join(0.2)  # time to break in
+
+    network.model.conv1.register_forward_pre_hook(enter)
+    network.model.fc.register_forward_hook(lambda *_: order.append(f"{threading.current_thread().name} out"))
+    network.adapt(images(0))
+    thread.join()
+    name = threading.current_thread().name
+    assert order == [f"{name} in", f"{name} out", "second in", "second out"]
+    for seed in range(2):
+        one_after_other.adapt(images(seed))
+    assert same(state(network), state(one_after_other))
+
+
+# -------------------------------------------------------------------------------------------------- before deployment
+PATTERNS = torch.rand(CLASSES, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def pictures(seed: int, noise: float, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Noisy pictures of patterns, one a class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (size,), generator=generator)
+    return PATTERNS[labels] + noise * torch.randn(size, 3, 16, 16, generator=generator), labels
+
+
+@pytest.fixture(scope="module")
+def trained() -> WideResNet:
+    torch.manual_seed(0)
+    network = WideResNet(16, 1, CLASSES)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for seed in range(60):
+        x, labels = pictures(1000 + seed, noise=1.5)
+        F.cross_entropy(network(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return network.eval()
+
+
+@pytest.mark.parametrize(("noise", "shift"), [(1.5, 0.0), (3.0, 0.0), (1.5, 2.0)])
+def test_calibrated_meta_networks_are_nearly_the_identity(trained, noise, shift):
+    """They answer as the network does on the batch's statistics; without calibration they would not."""
+    x = pictures(0, noise, size=256)[0] + shift
+    network = EcoTTA.attach(copy.deepcopy(trained), input_size=(16, 16))
+    wanted = BatchStatistics(copy.deepcopy(trained)).predict(x)
+    assert torch.equal(network.predict(x), wanted), "before it is calibrated, it answers as the network does"
+    agreed = (network.adapt(x).argmax(dim=1) == wanted.argmax(dim=1)).float().mean()
+    assert agreed >= 0.9
+    without = EcoTTA.attach(copy.deepcopy(trained), input_size=(16, 16), calibrate=False)
+    assert (without.predict(x).argmax(dim=1) == wanted.argmax(dim=1)).float().mean() < 0.8
+
+
+def test_reset_goes_back_to_the_calibrated_state(trained):
+    network = EcoTTA.attach(copy.deepcopy(trained), input_size=(16, 16))
+    network.snapshot()  # of meta networks that are not calibrated yet
+    x = pictures(0, 0.5)[0]
+    answer = network.adapt(x)
+    network.adapt(x)
+    network.reset()
+    assert torch.equal(network.predict(x), answer)
+
+
+def test_a_warm_up_trains_the_meta_networks_alone(trained):
+    """Their statistics follow the batches; those of the frozen network do not (the community's code lets them)."""
+    network = EcoTTA.attach(copy.deepcopy(trained), input_size=(16, 16))
+    frozen, untouched = state(network.model), state(network.metas)
+    optimizer = torch.optim.SGD(network.metas.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for seed in range(12):
+        optimizer.zero_grad()
+        x, labels = pictures(2000 + seed, noise=0.5)
+        loss = F.cross_entropy(network.warm_up_logits(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert same(frozen, state(network.model))
+    assert all(not torch.equal(value, untouched[key]) for key, value in state(network.metas).items())
+    # What the last batch left in the gradients is no part of the first step.
+    other = copy.deepcopy(network)
+    other.metas.zero_grad()
+    x = pictures(0, 0.5)[0]
+    assert all(map(torch.equal, step_of(network, x), step_of(other, x)))
+    assert not network.needs_calibration
