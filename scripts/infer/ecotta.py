@@ -126,7 +126,8 @@ def _load(options: Namespace) -> tuple[EcoTTA, SourceRecord, Online]:
         torch.manual_seed(0)
         adapter, source = load_adapter(file, options.backbone, online, options.trust_pickle)
     if options.backbone not in (None, source.backbone):
-        raise InputError(f"--backbone: {file} is of '{source.backbone}', not of '{options.backbone}'")
+        own = f"of '{source.backbone}'" if source.backbone else "of a network that needs no name"
+        raise InputError(f"--backbone: {file} is {own}, not of '{options.backbone}'")
     adapter.to(device)
     if isinstance(content.get(OPTIMIZER), Mapping):
         adapter.rollback(replace(adapter.snapshot(), optimizer=content[OPTIMIZER]))

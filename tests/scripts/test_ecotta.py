@@ -292,7 +292,7 @@ def test_pixels_are_written_as_pictures(folder, pixels, tmp_path):
         (["--no-updates", "--save", "x.ckpt"], "--save: with --no-updates nothing is learned"),
         (["--save", "{folder}/images"], "images is a folder or a safetensors file; expected the name of a .ckpt file"),
         (["--save", "{folder}/best.ckpt/x.ckpt"], "--save: {folder}/best.ckpt/x.ckpt cannot be written"),
-        (["--backbone", "resnet18"], "best.ckpt is of 'None', not of 'resnet18'"),
+        (["--backbone", "resnet18"], "best.ckpt is of a network that needs no name, not of 'resnet18'"),
         (["--input", "nowhere"], "--input: no such file, folder or pattern: nowhere"),
         (["--input", "{folder}/empty.png"], "none of 1 images could be read; {folder}/empty.png: empty file (0 bytes)"),
         (["--input", "{folder}/empty.mp4"], "empty.mp4: empty file (0 bytes)"),

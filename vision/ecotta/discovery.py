@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -91,7 +91,8 @@ def trace(model: nn.Module, image: Tensor) -> Call:
             handle.remove()
         for module in training:
             module.training = True
-    root.made = out if isinstance(out, Tensor) else None
+    # A dictionary's logits stand for it: see find_blocks.
+    root.made = out.get("out") if isinstance(out, Mapping) else out if isinstance(out, Tensor) else None
     return root
 
 
@@ -117,7 +118,8 @@ def _is_row_of_blocks(call: Call) -> bool:
 
 def _units(call: Call) -> Iterator[Call]:
     for inner in call.calls:
-        if _is_row_of_blocks(inner):
+        # What gives a dictionary of features (a backbone in a segmentation network) is looked into as well.
+        if inner.made is None or _is_row_of_blocks(inner):
             yield from _units(inner)
         else:
             yield inner
@@ -152,7 +154,14 @@ def find_blocks(root: Call) -> list[Block]:
             run = [unit] if fits else []
         if len(run) > len(best):
             best = list(run)
+    if best and root.made is not None and _is_pixel_head(best[-1], root.made):
+        best.pop()
     return [_block(call) for call in best] if len(best) > 1 else []
+
+
+def _is_pixel_head(call: Call, logits: Tensor) -> bool:
+    """Whether a module gives the logits of a network that labels pixels, which are then enlarged."""
+    return logits.dim() == 4 and call.made is not None and call.made.shape[1] == logits.shape[1]
 
 
 def _all(call: Call) -> Iterator[Call]:

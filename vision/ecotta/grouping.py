@@ -59,7 +59,7 @@ def cut(
         weights = ParameterBytes(sum(p.numel() for p in model.parameters()), taken_kernel, form == "separable")
         sizes = _within(blocks, groups, memory_budget_mb, batch_size, rectifier_bytes(root), weights, bottlenecks)
     elif partition == "default":
-        sizes = default_sizes(len(blocks), 4 if groups is None else groups, bottlenecks)
+        sizes = default_sizes(len(blocks), min(4, len(blocks)) if groups is None else groups, bottlenecks)
     else:
         sizes = check_sizes(cast("Sequence[int]", partition), len(blocks))
     if groups is not None and groups != len(sizes):

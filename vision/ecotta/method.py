@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -70,8 +71,10 @@ class Descent:
 
     def make(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer."""
-        if self.lr < 0:
+        if not 0 <= self.lr < math.inf:
             raise InputError(f"lr must be at least 0, got {self.lr}")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise InputError(f"lr_batch must be at least 1, got {self.lr_batch}")
         if self.optimizer == "sgd":
             return SGD(parameters, lr=self.lr, momentum=self.momentum)
         if self.optimizer == "adam":

@@ -211,7 +211,13 @@ def load_adapter(
         prefix = "adapter."
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         return record.build(own, label, online), record.source
-    if CLASSIFIER in content or backbone is not None:
+    if backbone is not None and backbone.startswith(TORCHVISION):
+        state = as_state_dict(content, label)
+        last = [value for key, value in state.items() if key.startswith("classifier.") and value.dim() == 4][-1:]
+        classes = [str(i) for i in range(len(last[0]) if last else 21)]
+        preprocessing = source_preprocessing(backbone)
+        model, source = load_source(checkpoint, backbone, classes, preprocessing, trusted=trusted)
+    elif CLASSIFIER in content or backbone is not None:
         model, found = load_classifier(checkpoint, backbone)
         source = SourceRecord(found.backbone, found.class_names, found.preprocessing)
     else:
@@ -221,7 +227,7 @@ def load_adapter(
             network = load_official(state, **options)
             assert isinstance(network, EcoTTA)
             names = [str(i) for i in range(_outputs(network.model))]
-            return network, SourceRecord(None, names, PREPROCESSING)
+            return network, SourceRecord(None, names, PREPROCESSING, _normalisation(network.model))
         model = load_official(state)
         classes = [str(i) for i in range(_outputs(model))]
         preprocessing = PREPROCESSING if isinstance(model, WideResNet) else _SMALL_OR_LARGE[len(classes) == 1000]
