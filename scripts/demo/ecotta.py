@@ -68,8 +68,8 @@ def _methods(report: Mapping[str, Any]) -> Table:
             *("MB, as papers count", "MB really held", "ms a step"),
         ],
         rows,
-        note="Predictions count from before the step that learns from them. All but CoTTA's are the same SGD at 0.1, a rate "
-        "that TENT does not bear; at its best rate TENT does as well as EcoTTA (docs/systems/ecotta.md).",
+        note="Predictions count from before the step that learns from them. TENT has EcoTTA's rate here, which it does not "
+        "bear; at its own best rate it does as well (docs/systems/ecotta.md). The others have their own recipes.",
     )
 
 

@@ -103,7 +103,8 @@ def _load_resnet(state: StateDict, normalisation: Normalisation, label: str) -> 
 
 def _stages(state: StateDict) -> list[int]:
     places = {(int(m[1]), int(m[2])) for key in state if (m := re.match(r"layer(\d+)\.(\d+)\.", key))}
-    return [sum(stage == number for stage, _ in places) for number in range(1, 5)]
+    # At least one, so that the keys of a stage that is not there are named.
+    return [max(1, sum(stage == number for stage, _ in places)) for number in range(1, 5)]
 
 
 def resnet(layers: Sequence[int], bottlenecks: bool, classes: int, small: bool) -> nn.Module:

@@ -180,14 +180,19 @@ def find_named(root: Call, names: Sequence[str]) -> list[Block]:
     """Modules by name, as blocks, in the order in which the network calls them.
 
     Raises:
-        InputError: one is not there, is called several times, or does not turn one tensor into one.
+        InputError: one is not there, is named or called several times, lies within another, or does not turn one
+            tensor into one.
     """
     calls: dict[str, list[Call]] = {}
     for call in _all(root):
         calls.setdefault(call.name, []).append(call)
     if unknown := [name for name in names if name not in calls]:
         raise InputError(f"attach: the network calls no module named {shorten(unknown)}")
-    for name in names:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InputError(f"attach: {name} is named {times} times; a block is in one group")
+        if outer := [other for other in names if name.startswith(f"{other}.")]:
+            raise InputError(f"attach: {name} lies within {outer[0]}; name one of them")
         if len(calls[name]) > 1:
             raise InputError(f"attach: the network calls {name} {len(calls[name])} times; a block is called once")
         if calls[name][0].given is None or calls[name][0].made is None:

@@ -109,8 +109,8 @@ class EcoTTA(Method):
         Args:
             model: any of timm's networks, or one whose main path is blocks in a row (else name them). It is frozen and
                 stays as it is otherwise; it can be used on its own.
-            groups: how many, K. By default as many as ``partition`` has, 4, or with ``auto`` the most (up to 5) that
-                the budget allows.
+            groups: how many, K. By default as many as ``partition`` has, 4 where there are as many blocks, or with
+                ``auto`` the most (up to 5) that the budget allows.
             partition: ``default`` for the paper's cuts; numbers of blocks for each group, shallow to deep; the blocks'
                 names in lists, one a group; or ``auto`` for the cuts nearest to the default that fit into
                 ``memory_budget_mb``.

@@ -79,7 +79,9 @@ def _names(partition: Partition) -> list[list[str]] | None:
 
 def _found(model: nn.Module, root: Call) -> list[Block]:
     blocks = find_blocks(root)
-    if sum(_weights(model, block.name) for block in blocks) < _weights(model, "") / 3:
+    head = [call for call in root.calls if call.made is not None and call.made.dim() == 2]
+    body = _weights(model, "") - sum(_weights(model, call.name) for call in head)
+    if sum(_weights(model, block.name) for block in blocks) < body / 3:
         # A short row is a part of some other structure.
         blocks = find_stages(model, root)[1:]
     if not blocks:
