@@ -14,14 +14,12 @@ from PIL import Image as PILImage
 from datamodules.decoding import UnreadableFileError
 from datamodules.listing import find_images
 from vision.errors import InputError
+from vision.labels import IGNORED
 
 CLASS_NAMES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
     *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
 )
-IGNORED = 255
-"""Of pixels that have no label."""
-
 PICTURE, LABELS = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
 
 

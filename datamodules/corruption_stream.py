@@ -142,6 +142,8 @@ class CorruptionStream(Stream, ImageFolder):
             for they are neither resized nor cropped; the numbers in CIFAR-10-C's labels must be those of the classes
             of ``root`` in alphabetical order, as they are in CIFAR-10 and CIFAR-100. The clean probes are the test
             images of ``root``. By default those are corrupted as they are loaded, after they are resized.
+        corrupted_list: a text file with a line ``<class folder>/<image>`` for each image that is used of folders in
+            the layout of ImageNet-C, such as RobustBench's list of 5000. By default all are.
         order: ``continual`` shows one corruption after the other; ``gradual`` lets the severity of each rise from 1 to
             ``severity`` and fall back to 1; with ``mixed``, each image has one corruption, drawn by ``seed``;
             ``correlated`` is continual, and the images of a class come in runs within each stretch.
@@ -159,11 +161,15 @@ class CorruptionStream(Stream, ImageFolder):
         self,
         root: str,
         corrupted: str | None = None,
+        corrupted_list: str | None = None,
         order: Order = "continual",
         concentration: float = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(root, corrupted=corrupted, order=order, **kwargs)
+        if corrupted_list is not None and (corrupted is None or _has_arrays(corrupted)):
+            raise InputError("corrupted_list: is of folders in the layout of ImageNet-C, which corrupted must name")
+        self.corrupted_list = Path(corrupted_list) if corrupted_list is not None else None
         if not concentration > 0:
             raise InputError(f"concentration must be positive, got {concentration}")
         self.concentration = concentration
@@ -174,7 +180,7 @@ class CorruptionStream(Stream, ImageFolder):
         # Of networks that use a batch's own statistics, a batch of one class would measure something else.
         splits["val"] = splits["val"].subset(self._random(VALIDATION).permutation(len(splits["val"])))
         if self.corrupted is not None and not _has_arrays(self.corrupted):
-            files = ImageNetC(Path(self.corrupted))
+            files = ImageNetC(Path(self.corrupted), self.corrupted_list)
             for stretch in self.shown():
                 splits[stored_split(*stretch)] = files.listing(*stretch, splits["train"].class_names)
         return splits

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -126,7 +126,7 @@ class TestTimeAdaptation(pl.LightningModule):
         backbone: str | None = None,
         pretrained: bool = False,
         trust_pickle: bool = False,
-        meta: Meta = Meta(),  # noqa: B008 (frozen)
+        meta: Meta = Meta(),
         online: Online = Online(),  # noqa: B008
         methods: list[str] | None = None,
         method_options: dict[str, dict[str, Any]] | None = None,

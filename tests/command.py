@@ -49,6 +49,14 @@ def vision_process(*arguments: str | Path, **options: Any) -> Finished:
     return Finished(finished.returncode, finished.stdout, finished.stderr)
 
 
+def run_demo(folder: Path, *flags: str) -> str:
+    """What the demo prints; it must succeed."""
+    command = [sys.executable, "-m", "scripts.demo", "--out", str(folder), *flags]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
 def error_line(*arguments: str | Path) -> str:
     """The one line that a command prints for bad input; checks that it is one, and that the status is 2."""
     finished = vision(*arguments)

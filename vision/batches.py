@@ -17,7 +17,7 @@ class ImageBatch(TypedDict):
         image: float32 ``(B, 3, H, W)``, RGB, scaled to [0, 1] and then normalised by the preprocessing's mean
             and standard deviation. In evaluation ``B`` is the number of readable images, so it may be 0.
         target: int64 ``(B,)`` class indices, or float32 ``(B, classes)`` probabilities that sum to 1 when
-            Mixup or CutMix is on.
+            Mixup or CutMix is on; of pictures labelled pixel by pixel int64 ``(B, H, W)``, 255 where there is no label.
         path: the file of each image, ``B`` strings; of a mixed image, the file that it started from.
         unreadable: (path, reason) of files that could not be read while this batch was made.
     """

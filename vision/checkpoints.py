@@ -76,8 +76,7 @@ def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> No
 
 
 def as_state_dict(content: Mapping[str, Any], source: str) -> StateDict:
-    """The tensors of a checkpoint: itself, or what it has under ``model``, ``state_dict``, ``model_ema``, ``module``
-    or ``net``.
+    """The tensors of a checkpoint: itself, or what ``model``, ``state_dict``, ``model_ema``, ``module`` or ``net`` has.
 
     Raises:
         InputError: no tensors are found, or a floating-point tensor holds NaN or infinity.

@@ -27,7 +27,7 @@ def _cost_claims(rows: Sequence[Row], timed: Comparison, batch: int) -> list[Map
 
     own = found["WRN-40-2", "EcoTTA K=4"]["held_mb"]
     tent, cotta = (found["WRN-40-2", name] for name in ("TENT", "CoTTA"))
-    claims = [
+    claims: list[Mapping[str, Any]] = [
         claim("count", "Memory by the paper's count: the largest difference from what the paper prints, MB, at most",
               apart, at_most=2.0, source=PAPER),
         claim("saved_wrn", "WRN-40-2, K=4: less memory than CoTTA by the paper's count, %, at least",

@@ -14,7 +14,7 @@ from vision.pictures import ACCENT, BAD, MUTED, Picture, render
 Row = Mapping[str, Any]
 # What stands in the table of one rate, and what it is called there.
 AT_THE_RATE = {
-    "tent lr 0.1": "TENT", 
+    "tent lr 0.1": "TENT",
     "ecotta lr 0.1": "EcoTTA", "ecotta lr 0.1 guard": "EcoTTA with guard",
     "ecotta lr 0.1 eager": "EcoTTA, exact gradients (eager)",
     "ecotta lr 0.1 calibrated": "EcoTTA without warm-up (calibrated)",

@@ -68,7 +68,7 @@ def _methods(report: Mapping[str, Any]) -> Table:
             *("MB, as papers count", "MB really held", "ms a step"),
         ],
         rows,
-        note="Predictions count from before the step that learns from them. TENT has EcoTTA's rate here, which it does not "
+        note="Predictions count from before the step that learns from them. TENT has EcoTTA's rate, which it does not "
         "bear; at its own best rate it does as well (docs/systems/ecotta.md). The others have their own recipes.",
     )
 
@@ -115,9 +115,9 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
             ]
         ),
         Text(
-            "A small network has learned pairs of digits, and is frozen. Pictures with noise, snow, frost, low contrast "
-            "and coarse pixels then come in one batch after the other, without labels; each method predicts a batch "
-            "and learns from it. EcoTTA trains four small networks beside the frozen one."
+            "A small network has learned pairs of digits, and is frozen. Pictures with noise, snow, frost, low "
+            "contrast and coarse pixels then come in one batch after the other, without labels; each method predicts a "
+            "batch and learns from it. EcoTTA trains four small networks beside the frozen one."
         ),
         _methods(report),
         Picture(

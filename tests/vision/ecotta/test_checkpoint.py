@@ -199,6 +199,38 @@ def test_community_networks_take_images_as_they_are_unless_told() -> None:
     torch.testing.assert_close(normalising.predict(x), network.predict(2 * x - 1), rtol=1e-3, atol=1e-4)
 
 
+def community_residual(network: EcoTTA) -> dict[str, Tensor]:
+    """The community's names of a network round a ResNet."""
+    names = {"conv1": "conv1.conv1", "bn1": "conv1.bn1", "fc": "classifier.fc"}
+    names |= {
+        name: f"encoders.{k}.original_part.{i}" for k, of in enumerate(network.groups) for i, name in enumerate(of)
+    }
+    state = {
+        f"encoders.{key.replace('.', '.meta_part.', 1)}": value for key, value in network.metas.state_dict().items()
+    }
+    for key, value in network.model.state_dict().items():
+        own = max((name for name in names if key.startswith(f"{name}.")), key=len)
+        state[names[own] + key.removeprefix(own)] = value
+    return state
+
+
+@pytest.mark.parametrize(("block", "small"), [(Bottleneck, True), (Bottleneck, False), (BasicBlock, True)])
+def test_community_networks_round_residual_ones(block: Any, small: bool) -> None:
+    """Stages follow from where a way round has a convolution; the first one of small blocks has none."""
+    groups = [["layer1.0", "layer2.0"], ["layer2.1", "layer3.0", "layer4.0"]]
+    network = EcoTTA.attach(residual(block, small), partition=groups, kernel=1, calibrate=False, input_size=(64, 64))
+    x = images(8, 32 if small else 64)
+    state = community_residual(network)
+    loaded = load_official(state)
+    assert isinstance(loaded, EcoTTA)
+    assert (loaded.groups, loaded.kernel) == (network.groups, 1)
+    assert torch.equal(loaded.predict(x), network.predict(x))
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1)
+    normalising = load_official({**state, "conv1.norm.mean": mean, "conv1.norm.std": std})
+    assert isinstance(normalising, EcoTTA)
+    torch.testing.assert_close(normalising.predict(x), network.predict((x - mean) / std))
+
+
 def test_community_names_are_those_of_wide_networks() -> None:
     network = EcoTTA.attach(residual(small=True), groups=2, input_size=(32, 32), calibrate=False)
     with pytest.raises(InputError, match="known for wide residual networks only"):
