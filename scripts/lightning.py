@@ -49,7 +49,7 @@ class VisionCLI(LightningCLI):
             config.ckpt_path = str(newest)
         if files and self.subcommand == "fit" and config.get("ckpt_path") is None:
             self._train_first(config, Path(files[-1]).resolve())
-        if self.subcommand != "fit" and config.get("ckpt_path") is None:
+        if self.subcommand != "fit":
             self._take_newest(config)
 
     def _take_newest(self, config: Namespace) -> None:
@@ -57,9 +57,14 @@ class VisionCLI(LightningCLI):
         module, _, name = config.model.class_path.rpartition(".")
         if not getattr(getattr(importlib.import_module(module), name), "tests_newest_run", False):
             return
-        if found := newest_best(self.runs / self.run_name):
+        if config.get("ckpt_path") is None and (found := newest_best(self.runs / self.run_name)):
             config.ckpt_path = str(found)
             self._say(f"ckpt_path: {found}")
+        if config.get("ckpt_path") is not None:
+            # A checkpoint has the network that it began with, and what images it takes.
+            for key, value in list(config.model.items(branches=False)):
+                if isinstance(value, str) and value.endswith(".yaml"):
+                    config.model[key] = config.ckpt_path
 
     def _train_first(self, config: Namespace, second: Path) -> None:
         """Puts the best checkpoint of a configuration where the task's arguments name that configuration.

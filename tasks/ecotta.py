@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict
 
 import pytorch_lightning as pl
@@ -23,12 +23,20 @@ from tasks.optimization import scheduled
 from tasks.reporting import log_json, log_picture
 from tasks.stream_measures import StreamMeasures, corruption_table, forgetting_figure, method_table
 from vision.batches import ImageBatch, StreamBatch
-from vision.ecotta import Descent, EcoTTA, Method, Online
+from vision.ecotta import Descent, EcoTTA, GuardOptions, Method, Online
 from vision.ecotta.baselines import AdaptBN, BatchStatistics, Source, Tent
 from vision.ecotta.cotta import CoTTA
 from vision.ecotta.eata import EATA, ETA, RDumb
 from vision.ecotta.meta import Form
-from vision.ecotta.source import RECORD, AdapterRecord, SourceRecord, load_source, source_preprocessing
+from vision.ecotta.source import (
+    RECORD,
+    TORCHVISION,
+    AdapterRecord,
+    SourceRecord,
+    holds_adapter,
+    load_source,
+    source_preprocessing,
+)
 from vision.errors import InputError, did_you_mean
 from vision.labels import IGNORED
 from vision.measure import profile_adaptation
@@ -103,8 +111,9 @@ class TestTimeAdaptation(pl.LightningModule):
         meta: the meta networks.
         online: how EcoTTA adapts.
         methods: what ``test`` compares, of source, bn, adaptbn, tent, eta, eata, cotta, rdumb and ecotta.
-        method_options: arguments of these by name, such as ``{tent: {lr: 0.001}}``; ``lr``, ``optimizer`` and
-            ``momentum`` are those of a :class:`~vision.ecotta.Descent`.
+        method_options: arguments of these by name, such as ``{tent: {lr: 0.001}}``; ``lr``, ``optimizer``,
+            ``momentum`` and ``lr_batch`` change the method's own :class:`~vision.ecotta.Descent`; ``guard: true``
+            watches it.
         label_smoothing: of the warm-up.
         optimizer: of the warm-up.
         lr_scheduler: of the warm-up.
@@ -149,7 +158,9 @@ class TestTimeAdaptation(pl.LightningModule):
             raise InputError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.preprocessing = source_preprocessing(backbone)
+        self.preprocessing = source_preprocessing(backbone, source, trust_pickle)
+        if backbone is not None and backbone.startswith(TORCHVISION):
+            self.monitor = ("val_miou", "max")
         self.class_names: list[str] = []
         self.built = False
 
@@ -163,7 +174,7 @@ class TestTimeAdaptation(pl.LightningModule):
         if not self.class_names:
             raise InputError("this model needs a data module of labelled images, such as CorruptionStream")
         self.preprocessing = data.preprocessing
-        if self.trainer.state.fn != TrainerFn.FITTING and str(self.source).endswith(".yaml"):
+        if self.trainer.state.fn != TrainerFn.FITTING and self._waits_for_checkpoint():
             return  # the checkpoint says it in a moment
         model, record = load_source(
             self.source, self.backbone, self.class_names, self.preprocessing, self.pretrained, self.trust_pickle
@@ -171,6 +182,10 @@ class TestTimeAdaptation(pl.LightningModule):
         self.configure_models(model, record)
         self.configure_metrics()
         self.built = True
+
+    def _waits_for_checkpoint(self) -> bool:
+        """Whether the network comes with ``--ckpt_path``, so that its own file need not be at hand."""
+        return str(self.source).endswith(".yaml") or (self.source is not None and holds_adapter(self.source))
 
     def configure_models(self, model: nn.Module, record: SourceRecord) -> None:
         """The network with its meta networks."""
@@ -250,30 +265,26 @@ class TestTimeAdaptation(pl.LightningModule):
         return scheduled(self.optimizer(self.adapter.metas.parameters()), self.lr_scheduler, self)
 
     # -------------------------------------------------------------------------------------------------- adapting
-    def _descent(self, options: dict[str, Any]) -> dict[str, Any]:
-        """A method's options, with those of its descent in one."""
-        names = [name for name in ("optimizer", "lr", "momentum", "lr_batch") if name in options]
-        if not names:
-            return options
-        given = {name: options[name] for name in names}
-        rest = {name: value for name, value in options.items() if name not in given}
-        return {**rest, "descent": Descent(**given)}
-
     def _method(self, name: str) -> Method:
         """A method with a network of its own; EcoTTA is the module's."""
         if name == OWN:
             self.adapter.reset()
             return self.adapter
-        options = self._descent(self.method_options.get(name, {}))
+        options = dict(self.method_options.get(name, {}))
+        descent = {field.name: options.pop(field.name) for field in fields(Descent) if field.name in options}
+        if "guard" in options:
+            options["guard"] = GuardOptions() if options["guard"] else None
         if name == "cotta":
             options = {"mean": self.preprocessing.mean, "std": self.preprocessing.std, **options}
         if name == "eata":
             options = {"source": self._source_images(), **options}
         model = copy.deepcopy(self.adapter.model)
         try:
-            return METHODS[name](model, **options)
+            method = METHODS[name](model, **options)
         except TypeError as error:
             raise InputError(f"method_options: {name}: {error}") from error
+        method.descent = replace(method.descent, **descent)
+        return method
 
     def _source_images(self) -> Iterator[Tensor]:
         for batch in self._data().train_dataloader():
@@ -330,8 +341,7 @@ class TestTimeAdaptation(pl.LightningModule):
             for key in ("error", "clean_error_at_the_end", "paper_mb", "held_mb", "ms"):
                 if of.get(key) is not None:
                     self.log(f"test_{name}_{key.removesuffix('_at_the_end')}", float(of[key]))
-        data = self._data()
-        setting = f"{data.order}, {data.rounds} round(s) of {len(data.stretches)} stretches, severity {data.severity}"
+        setting = self._setting()
         print(f"\n{corruption_table(report)}\n\n{method_table(report)}\n\n{setting}", flush=True)
         for name, of in report.items():
             for event in of["events"]:
@@ -339,6 +349,20 @@ class TestTimeAdaptation(pl.LightningModule):
         log_json(self, "stream", {"setting": setting, "methods": report})
         log_picture(self, "test_forgetting", render(forgetting_figure(report)))
         del self._running
+
+    def _setting(self) -> str:
+        """The protocol, in words."""
+        data = self._data()
+        images = "published files" if data.corrupted else f"our own corruptions ({data.corruptor.suite} strengths)"
+        parts = [
+            f"{data.order}, {data.rounds} round(s) of {len(data.stretches)} stretches, severity {data.severity}",
+            f"{images}, {data.images or 'all'} images a stretch, batches of {data.stream_batch_size}, no reset between",
+            f"EcoTTA: {self.online}",
+            *(f"{name}: {self.method_options[name]}" for name in self.methods if name in self.method_options),
+        ]
+        if any(score.pixels for record in self.streamed.records.values() for score in record.scores.values()):
+            parts.append("errors are 1 - mean intersection over union")
+        return "; ".join(parts)
 
     def on_predict_start(self) -> None:
         """Checks that there is a trained network, and begins anew."""
@@ -410,6 +434,13 @@ class TestTimeAdaptation(pl.LightningModule):
             self.preprocessing = record.source.preprocessing
             self.configure_metrics()
             self.built = True
+        own, kept = self.record, record
+        if (own.groups, own.form, own.kernel) != (kept.groups, kept.form, kept.kernel):
+            sizes = [[len(names) for names in groups] for groups in (kept.groups, own.groups)]
+            raise InputError(
+                f"the checkpoint's meta networks are {kept.form}, kernel {kept.kernel}, beside {sizes[0]} blocks; "
+                f"model.meta says {own.form}, kernel {own.kernel}, {sizes[1]}"
+            )
         self.adapter.needs_calibration = False
         if record.source.class_names != self.class_names:
             names = (record.source.class_names, self.class_names)

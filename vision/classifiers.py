@@ -98,7 +98,7 @@ def create_classifier(
         image_size: (height, width) in pixels, for networks that depend on it.
         pretrained: start from the weights that timm's hub has under this name.
         checkpoint: start from a file: one of ours, of the official release, or of timm.
-        distillation: a second head for a teacher's decision (own networks only).
+        distillation: a second head for a teacher's decision (EfficientViT-M only).
 
     Raises:
         InputError: an unknown name, weights that cannot be had or do not fit, an impossible combination.
@@ -121,8 +121,9 @@ def create_classifier(
             _load_any_head(model, state, str(checkpoint))
         return model
     if distillation:
+        able = [name for name, module in OWN.items() if module == "vision.efficientvit"]
         raise InputError(
-            f"'{backbone}' has no distillation head; leave distillation to the one head, or use {', '.join(OWN)}"
+            f"'{backbone}' has no distillation head; leave distillation to the one head, or use {', '.join(able)}"
         )
     name = timm_name(backbone)
     options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
@@ -216,7 +217,10 @@ def weights_of(content: Mapping[str, Any], source: str) -> StateDict:
 
 
 def load_classifier(
-    checkpoint: str | Path, backbone: str | None = None, image_size: tuple[int, int] | None = None
+    checkpoint: str | Path,
+    backbone: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    trusted: bool = False,
 ) -> tuple[nn.Module, ClassifierRecord]:
     """A trained classifier from a file, in evaluation mode.
 
@@ -225,12 +229,13 @@ def load_classifier(
             timm, ``backbone`` says what it is, and outputs are called by ImageNet's names where there are 1000.
         backbone: a name for :func:`create_classifier`; not needed for our checkpoints.
         image_size: (height, width) in pixels to use it at, by default the size that it was trained at.
+        trusted: unpickle objects in the file, which may run any code of its author's.
 
     Raises:
         InputError: the file is unreadable or does not fit, the network's name is needed, or the network takes
             one size only.
     """
-    model, record = _load(checkpoint, backbone)
+    model, record = _load(checkpoint, backbone, trusted)
     if image_size is not None and image_size != record.preprocessing.size:
         model = _resized(model, record.backbone, image_size)
         record = replace(record, preprocessing=replace(record.preprocessing, size=image_size))
@@ -249,8 +254,8 @@ def _resized(model: nn.Module, backbone: str, image_size: tuple[int, int]) -> nn
     return model
 
 
-def _load(checkpoint: str | Path, backbone: str | None) -> tuple[nn.Module, ClassifierRecord]:
-    content = read_checkpoint(checkpoint)
+def _load(checkpoint: str | Path, backbone: str | None, trusted: bool) -> tuple[nn.Module, ClassifierRecord]:
+    content = read_checkpoint(checkpoint, trusted)
     state = weights_of(content, str(checkpoint))
     if isinstance(content.get(RECORD), Mapping):
         record = ClassifierRecord.from_dict(content[RECORD])

@@ -131,7 +131,7 @@ def _single(rows: Sequence[Row]) -> str:
 
 def _guarded(rows: Sequence[Row]) -> str:
     cells = []
-    for key in ("tent lr 0.3", "tent lr 0.3 guard", "ecotta lr 0.3"):
+    for key in ("tent lr 0.3", "tent lr 0.3 guard", "ecotta lr 0.3", "ecotta lr 0.1", "ecotta lr 0.1 guard"):
         found = [row for row in group(rows, "streams") if row["contender"] == key and row["rounds"] == 12]
         if not found:
             return ""
@@ -203,11 +203,12 @@ def pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
     """Errors by round at one rate, and on clean images: the forgetting curve."""
     rows = result["rows"]
     shown = {
-        "tent lr 0.1": ("TENT", BAD),
+        "tent lr 0.1": ("TENT, SGD 0.1", BAD),
+        "tent": ("TENT, Adam 0.001", "#b45309"),
         "rdumb": ("RDumb, its own recipe", "#0891b2"),
         "cotta": ("CoTTA, its own recipe", "#7c3aed"),
     }
-    shown["ecotta lr 0.1"] = ("EcoTTA", ACCENT)
+    shown["ecotta lr 0.1"] = ("EcoTTA, SGD 0.1", ACCENT)
     runs = [row for row in group(rows, "streams") if row["rounds"] == 12]
     if not runs:
         return {}

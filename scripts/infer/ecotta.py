@@ -390,14 +390,17 @@ def main(arguments: list[str]) -> None:
     batch_size = options.batch_size or (2 if pixels else 64)
     stream = Stream(adapter, source, not options.no_updates, folder)
     unreadable: dict[str, str] = {}
-    if video is not None:
-        for shown in _frames(video, source.preprocessing, batch_size, options.every_frame or 1):
-            stream.show(shown)
-    else:
-        for batch in readable_batches(files, source.preprocessing, batch_size, options.num_workers, unreadable):
-            stream.show(Shown(batch["image"], [{"path": path} for path in batch["path"]]))
-        require_some(len(stream.rows), files, unreadable)
-    _write(stream, online, unreadable, video)
+    try:
+        if video is not None:
+            for shown in _frames(video, source.preprocessing, batch_size, options.every_frame or 1):
+                stream.show(shown)
+        else:
+            for batch in readable_batches(files, source.preprocessing, batch_size, options.num_workers, unreadable):
+                stream.show(Shown(batch["image"], [{"path": path} for path in batch["path"]]))
+            require_some(len(stream.rows), files, unreadable)
+    finally:
+        if stream.rows:  # what was answered before a batch that cannot be
+            _write(stream, online, unreadable, video)
     if save is not None:
         # The guard's halvings stay: a rate that was too high will be so tomorrow.
         _save(save, adapter, source, replace(online, lr=online.lr / 2**stream.rollbacks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -167,21 +168,28 @@ def check_losses(case: Case) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ memory
 @functools.cache
-def _profile(
-    network: str, method: str, groups: int, sizes: tuple[int, ...], kernel: int | None, memory: Any
-) -> AdaptationProfile:
-    """Of a step on one image of the size that the network is for."""
-    large = network.endswith(("ImageNet", "@224"))
+def _network(name: str) -> tuple[nn.Module, Tensor]:
+    """With random weights, and an image of the size that it is for."""
     torch.manual_seed(0)
-    if found := re.fullmatch(r"wrn(\d+)_(\d+)", network):
+    large = name == "resnet50@224"
+    if found := re.fullmatch(r"wrn(\d+)_(\d+)", name):
         model: nn.Module = WideResNet(int(found[1]), int(found[2]))
-    elif re.match(r"resnet50( |@)", network):
+    elif large or name == "resnet50 CIFAR(3x3 stem)":
         model = timm.create_model("resnet50", num_classes=1000 if large else 10)
         if not large:
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     else:
-        pytest.fail(f"no network {network}")
-    x = normal((1, 3, 224, 224) if large else (1, 3, 32, 32))
+        pytest.fail(f"no network {name}")
+    return model, normal((1, 3, 224, 224) if large else (1, 3, 32, 32))
+
+
+@functools.cache
+def _profile(
+    name: str, method: str, groups: int, sizes: tuple[int, ...], kernel: int | None, memory: Any
+) -> AdaptationProfile:
+    """Of a step on one image."""
+    model, x = _network(name)
+    model = copy.deepcopy(model)
     if method == "TENT":
         adapting: Any = Tent(model, memory=memory)
     elif method == "CoTTA":

@@ -21,11 +21,10 @@ class AdaptBN(Method):
     Args:
         model: see :class:`~vision.ecotta.method.Method`.
         prior: how many images the source's statistics count for.
-        guard: see :class:`~vision.ecotta.method.Method`.
     """
 
-    def __init__(self, model: nn.Module, *, prior: float = 16.0, guard: GuardOptions | None = None) -> None:
-        super().__init__(freeze(model), prior, guard=guard)
+    def __init__(self, model: nn.Module, *, prior: float = 16.0) -> None:
+        super().__init__(freeze(model), prior)
 
     @torch.no_grad()
     def step(self, x: Tensor) -> tuple[Tensor, Step]:
@@ -39,11 +38,10 @@ class BatchStatistics(AdaptBN):
 
     Args:
         model: see :class:`~vision.ecotta.method.Method`.
-        guard: see :class:`~vision.ecotta.method.Method`.
     """
 
-    def __init__(self, model: nn.Module, *, guard: GuardOptions | None = None) -> None:
-        super().__init__(model, prior=0.0, guard=guard)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, prior=0.0)
 
 
 class Source(AdaptBN):
@@ -51,11 +49,10 @@ class Source(AdaptBN):
 
     Args:
         model: see :class:`~vision.ecotta.method.Method`.
-        guard: see :class:`~vision.ecotta.method.Method`.
     """
 
-    def __init__(self, model: nn.Module, *, guard: GuardOptions | None = None) -> None:
-        super().__init__(model, prior=math.inf, guard=guard)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, prior=math.inf)
 
 
 class Tent(Method):

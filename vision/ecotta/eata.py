@@ -159,4 +159,5 @@ class RDumb(ETA):
         if self.steps > 0 and self.steps % self.period == 0:
             assert self._start is not None
             self.rollback(self._start)
+            self._scale_rate(len(x))  # which the rollback has set back too
         return super().step(x)

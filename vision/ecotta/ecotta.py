@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vision.ecotta.discovery import is_row, trace
-from vision.ecotta.frozen import Memory
+from vision.ecotta.frozen import FrozenOps, Memory
 from vision.ecotta.grouping import Partition, channels_last, cut
 from vision.ecotta.guard import GuardOptions
 from vision.ecotta.losses import Reduction, confident, entropy, filtered_entropy, flat_logits
@@ -165,6 +165,7 @@ class EcoTTA(Method):
                 for one that takes either, and AdaptBN's mixtures.
         """
         self.needs_calibration = False
+        self.forget_start()
         online = self.prior
         self.metas.train()
         try:
@@ -251,7 +252,7 @@ class EcoTTA(Method):
     def _regularise(self, k: int, adapted: Tensor, after: Tensor) -> Tensor:
         """``R_k``, whose gradient goes to the k-th meta network alone, and at once (Sec. 3.2)."""
         difference = adapted.detach() - after.detach()
-        distance: Tensor = torch.linalg.vector_norm(difference, 1) / difference.numel()
+        distance: Tensor = torch.linalg.vector_norm(difference, 1, dtype=torch.float32) / difference.numel()
         if self.strength and adapted.requires_grad:
             # Of an absolute value the derivative is the sign. The graph up to this group's inputs is walked again for
             # the entropy; what lies before is not walked now, for it leads to none of these parameters.
@@ -291,6 +292,11 @@ class EcoTTA(Method):
     def _computed_anew(self, stack: ExitStack, blocks: list[nn.Module], k: int, joined: Joined) -> None:
         """Lets a group's first block compute the whole group, and the others pass on what they are given."""
         forwards = [block.forward for block in blocks]
+        prior, memory, constant = self.prior, self.memory, self.constant_statistics  # which the warm-up changes
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            # What is computed anew in the backward pass is computed outside of this pass's operations.
+            return nullcontext(), FrozenOps(prior, memory, constant)
 
         def group(x: Tensor) -> Tensor:
             for forward in forwards:
@@ -298,18 +304,25 @@ class EcoTTA(Method):
             return x
 
         def first(x: Tensor) -> Tensor:
-            # What is computed anew in the backward pass is computed outside of this pass's operations.
-            if x.requires_grad:
-                after = checkpoint(group, x, use_reentrant=False, context_fn=lambda: (nullcontext(), self.operations()))
-            else:
-                after = group(x)
-            return joined(k, x, after)
+            kept = x.requires_grad
+            return joined(k, x, checkpoint(group, x, use_reentrant=False, context_fn=contexts) if kept else group(x))
 
         for i, block in enumerate(blocks):
             stack.callback(_give_back, block, block.__dict__.get("forward"))
             block.forward = first if i == 0 else _passed_on
 
     # ----------------------------------------------------------------------------------------------------- state
+    def extra_state(self) -> dict[str, Any]:
+        """Whether there has been a calibration, and the statistics that it sets."""
+        statistics = [buffer.clone() for buffer in self.metas.buffers()]
+        return {"needs_calibration": self.needs_calibration, "statistics": statistics}
+
+    def set_extra_state_(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`extra_state`."""
+        self.needs_calibration = state["needs_calibration"]
+        for buffer, value in zip(self.metas.buffers(), state["statistics"], strict=True):
+            buffer.copy_(value)
+
     def get_extra_state(self) -> Tensor:
         """Whether the meta networks have yet to be calibrated: a part of the state dict."""
         return torch.tensor(self.needs_calibration)

@@ -31,6 +31,10 @@ class _Convolution(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.like, ctx.options = torch.empty_like(x, device="meta"), options
+        if torch.is_autocast_enabled(x.device.type):
+            # Autocasting knows the functions that are called from outside, not this one.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return torch.convolution(x, weight, bias, *options)
 
     @staticmethod
@@ -140,7 +144,8 @@ class FrozenOps(TorchFunctionMode):
 
     A convolution or a normalisation with trained parameters is PyTorch's own; one that is frozen keeps nothing of its
     input. Batch normalisations in evaluation mode use the statistics that ``prior`` says and never write their
-    buffers; those in training mode are left alone. Rectifiers never overwrite what somebody else may hold. Other
+    buffers; those in training mode are left alone. Rectifiers overwrite the output of a normalisation alone, where the
+    network asks for that; what they give must be used, and not what they were given. Other
     functions (smooth activations, layer normalisation, attention) are PyTorch's own.
 
     Args:

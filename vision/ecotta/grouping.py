@@ -120,7 +120,7 @@ def rectifier_bytes(call: Call) -> float:
 def channels_last(blocks: Sequence[Block]) -> bool:
     """Whether feature maps have their channels last: those of the deepest one are more than its places."""
     shape = blocks[-1].after
-    return len(shape) == 4 and shape[3] > shape[1] and shape[1] == shape[2]
+    return len(shape) == 4 and shape[3] > max(shape[1], shape[2])
 
 
 def _bottlenecks(model: nn.Module, blocks: Sequence[Block]) -> bool:

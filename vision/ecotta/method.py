@@ -128,6 +128,7 @@ class Method(nn.Module, ABC):
         self._slowed = 1.0
         self._lock = threading.RLock()
         super().train(False)
+        self.register_load_state_dict_post_hook(_begins_anew)  # type: ignore[no-untyped-call]
 
     # ------------------------------------------------------------------------------------------ what methods say
     @abstractmethod
@@ -220,6 +221,14 @@ class Method(nn.Module, ABC):
             self._begin_anew()
 
     # --------------------------------------------------------------------------------------------- for the methods
+    def forget_start(self) -> None:
+        """The next step begins with a new optimizer, and :meth:`reset` goes back to the state before it."""
+        self._start = self.optimizer = None
+        self._good = []
+        self._slowed = 1.0
+        if self.guard is not None:
+            self.guard.forget()
+
     def logits(self, x: Tensor) -> Tensor:
         """The network's answer, float32."""
         with self.operations():
@@ -262,6 +271,9 @@ class Method(nn.Module, ABC):
             raise InputError(f"adapt: images must be a floating-point tensor (B, 3, H, W), got {found}")
         if not len(x):
             raise InputError("adapt: the batch holds no images")
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+            raise InputError("adapt: float16 has no room for gradients this small; use bfloat16 or float32")
         if not bool(torch.isfinite(x).all()):
             raise InputError("adapt: the images hold NaN or infinite values; nothing was changed")
         if len(x) < SMALL and self.prior == 0 and any(map(_is_batch_norm, self.model.modules())):
@@ -327,6 +339,12 @@ class Method(nn.Module, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
         self._lock = threading.RLock()
+
+
+def _begins_anew(method: nn.Module, _: Any) -> None:
+    """After other weights were loaded, these are what ``reset`` goes back to."""
+    if isinstance(method, Method):
+        method.forget_start()
 
 
 def logits_of(output: Any) -> Tensor:

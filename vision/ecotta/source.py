@@ -112,13 +112,29 @@ def _named(name: str, classes: int, size: tuple[int, int] | None, pretrained: bo
     return model
 
 
-def source_preprocessing(backbone: str | None) -> Preprocessing:
-    """What a network expects before its file has been read."""
+def source_preprocessing(
+    backbone: str | None, source: str | Path | None = None, trusted: bool = False
+) -> Preprocessing:
+    """What a network expects: what its file says, where that is a training checkpoint, else what its name says.
+
+    Raises:
+        InputError: the file is unreadable.
+    """
+    if source is not None and Path(source).is_file() and Path(source).suffix != ".yaml":
+        content = read_checkpoint(source, trusted)
+        for record in (content.get(CLASSIFIER), (content.get(RECORD) or {}).get("source")):
+            if isinstance(record, Mapping):
+                return Preprocessing.from_dict(record["preprocessing"])
     if backbone is None:
         return PREPROCESSING
     if backbone.startswith(TORCHVISION):
         return Preprocessing(size=(512, 1024), interpolation="bilinear", crop_pct=1.0)
     return preprocessing_of(backbone)
+
+
+def holds_adapter(file: str | Path) -> bool:
+    """Whether a file is a training checkpoint of ``TestTimeAdaptation``."""
+    return Path(file).is_file() and RECORD in read_checkpoint(file, trusted=False)
 
 
 def load_source(
@@ -154,8 +170,16 @@ def load_source(
     record = SourceRecord(backbone, class_names, preprocessing)
     if CLASSIFIER in content:
         model, found = load_classifier(source)
+        if found.distillation:
+            raise InputError(f"{source}: a network with a second head for distillation cannot be adapted")
         record = SourceRecord(found.backbone, class_names, preprocessing)
         classes = len(found.class_names)
+        if classes == len(class_names) and found.class_names != class_names:
+            first = next(i for i, name in enumerate(class_names) if name != found.class_names[i])
+            raise InputError(
+                f"{source}: class {first} of the network is '{found.class_names[first]}', of the data "
+                f"'{class_names[first]}'"
+            )
     elif backbone is None:
         refuse_other_record(content, CLASSIFIER, str(source))
         model = load_official(as_state_dict(content, str(source)))
@@ -218,7 +242,7 @@ def load_adapter(
         preprocessing = source_preprocessing(backbone)
         model, source = load_source(checkpoint, backbone, classes, preprocessing, trusted=trusted)
     elif CLASSIFIER in content or backbone is not None:
-        model, found = load_classifier(checkpoint, backbone)
+        model, found = load_classifier(checkpoint, backbone, trusted=trusted)
         source = SourceRecord(found.backbone, found.class_names, found.preprocessing)
     else:
         refuse_other_record(content, RECORD, label)

@@ -96,12 +96,13 @@ class WideResNet(nn.Module):
         self.block3 = _Stage(blocks, channels[2], channels[3], 2)
         self.bn1 = nn.BatchNorm2d(channels[3])
         self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(channels[3], num_classes)
+        self.fc: nn.Module = nn.Linear(channels[3], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        nn.init.zeros_(self.fc.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1], of any size, to logits ``(B, classes)``."""
@@ -111,6 +112,11 @@ class WideResNet(nn.Module):
         # The published head pools 8x8 and reshapes, which moves the rest of a larger image into the batch.
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
         return logits
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new last layer of so many outputs; with 0, the network gives its features ``(B, 64 * width)``."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(64 * self.width, num_classes) if num_classes else nn.Identity()
 
 
 def build(

@@ -41,18 +41,18 @@ def attached(model: nn.Module, side: int = 32, **options: Any) -> EcoTTA:
 
 
 # ------------------------------------------------------------------------------------------------------- any network
-# name: image side, form of the meta networks, groups
+# name: image side, form of the meta networks
 FAMILIES = {
-    "resnet18": (64, "conv", 4),
-    "mobilenetv3_small_100": (64, "conv", 4),
-    "efficientnet_b0": (64, "conv", 4),
-    "convnext_atto": (64, "residual", 4),
-    "vit_tiny_patch16_224": (32, "residual", 4),
-    "swin_tiny_patch4_window7_224": (56, "residual", 4),
-    "densenet121": (32, "conv", 4),
-    "regnety_002": (64, "conv", 4),
-    "efficientvit_b0": (64, "conv", 3),
-    "ghostnet_100": (64, "conv", 4),
+    "resnet18": (64, "conv"),
+    "mobilenetv3_small_100": (64, "conv"),
+    "efficientnet_b0": (64, "conv"),
+    "convnext_atto": (64, "residual"),
+    "vit_tiny_patch16_224": (32, "residual"),
+    "swin_tiny_patch4_window7_224": (56, "residual"),
+    "densenet121": (32, "conv"),
+    "regnety_002": (64, "conv"),
+    "efficientvit_b0": (64, "conv"),
+    "ghostnet_100": (64, "conv"),
 }
 
 
@@ -65,12 +65,12 @@ def family(name: str, seed: int = 0) -> nn.Module:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_networks_of_all_kinds(name: str) -> None:
-    side, form, groups = FAMILIES[name]
+    side, form = FAMILIES[name]
     x, model = images(side), family(name).eval()
     with torch.no_grad():
         alone = model(x)
     network = attached(model, side)
-    assert (network.form, len(network.metas)) == (form, groups)
+    assert (network.form, len(network.metas)) == (form, 4)
     assert torch.equal(network.model(x), alone)
 
     start = {key: value.detach().clone() for key, value in network.metas.named_parameters()}
@@ -154,6 +154,32 @@ def test_where_no_blocks_are_found_they_are_asked_for() -> None:
     assert network.adapt(images(64)).shape == (4, CLASSES)
 
 
+def test_the_blocks_of_a_backbone_that_gives_a_dictionary_are_found() -> None:
+    """Torchvision's networks that label pixels."""
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            trunk = WideResNet(16, 1)
+            self.conv1, self.layer1, self.layer2 = trunk.conv1, trunk.block1.layer, trunk.block2.layer
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": self.layer2(self.layer1(self.conv1(x)))}
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.classifier = Backbone(), nn.Conv2d(32, CLASSES, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": self.classifier(self.backbone(x)["out"])}
+
+    network = attached(Pixels(), groups=2)
+    assert [len(names) for names in network.groups] == [2, 2]
+    assert network.groups[0][0] == "backbone.layer1.0"
+    assert network.adapt(images(32)).shape == (4, CLASSES, 16, 16)
+
+
 def test_what_is_asked_for_wins() -> None:
     model = timm.create_model("resnet18", num_classes=CLASSES)
     assert sizes(attached(model)) == [2, 1, 3, 2]
@@ -178,6 +204,16 @@ def test_the_convolution_has_the_stride_of_its_group() -> None:
 def test_images_may_have_another_size_than_the_one_at_first(side: int, form: str) -> None:
     network = attached(WideResNet(16, 1, CLASSES), 32, partition=[1, 4, 1], form=form)
     assert network.adapt(torch.rand(4, 3, side, side + 3)).shape == (4, CLASSES)
+
+
+def test_a_group_may_lose_a_border_that_a_stride_keeps() -> None:
+    """Pooling makes 13 places of 27, a convolution with a stride 14."""
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)) for _ in range(3)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    network = attached(model, 32)
+    assert network.groups == [("1",), ("2",), ("3",)]
+    assert network.adapt(images(27)).shape == (4, CLASSES)
 
 
 # ------------------------------------------------------------------------------------------------- the paper's networks
@@ -331,3 +367,5 @@ def test_a_block_that_is_called_twice_is_none() -> None:
 
     with pytest.raises(InputError, match="calls stage1 2 times"):
         attached(Twice(feature_info=False), 64, partition=[["stage1"], ["stage2"]])
+    with pytest.raises(InputError, match="no blocks in a row"):
+        attached(Twice(feature_info=False), 64)
