@@ -252,7 +252,8 @@ class EcoTTA(Method):
     def _regularise(self, k: int, adapted: Tensor, after: Tensor) -> Tensor:
         """``R_k``, whose gradient goes to the k-th meta network alone, and at once (Sec. 3.2)."""
         difference = adapted.detach() - after.detach()
-        distance: Tensor = torch.linalg.vector_norm(difference, 1, dtype=torch.float32) / difference.numel()
+        exact = torch.promote_types(difference.dtype, torch.float32)
+        distance: Tensor = torch.linalg.vector_norm(difference, 1, dtype=exact) / difference.numel()
         if self.strength and adapted.requires_grad:
             # Of an absolute value the derivative is the sign. The graph up to this group's inputs is walked again for
             # the entropy; what lies before is not walked now, for it leads to none of these parameters.
