@@ -104,9 +104,13 @@ def measure(options: Options) -> Measured:
         found = sorted(streams(options.folder), key=lambda row: (row["contender"], row["seed"], row["rounds"]))
         rows += found
         claims += _stream_claims(found)
+    return Measured(setting=_setting(options), rows=rows, claims=claims, left_out=left_out)
+
+
+def _setting(options: Options) -> str:
     device = "one thread" if options.device.type == "cpu" else str(options.device)
-    return Measured(
-        setting="Memory: MB of 1e6 bytes, of one step; the paper's count is that of TinyTL's profiler, and really held "
+    return (
+        "Memory: MB of 1e6 bytes, of one step; the paper's count is that of TinyTL's profiler, and really held "
         "is what PyTorch keeps for backward passes at the most at one time, each storage once, without parameters. "
         "ResNet-50 and WRN-28-10 are measured with one image and multiplied. No prediction is left out, so that each "
         f"step is a whole one. Steps: {device}, fp32, by turns in one process, CoTTA with one view of its teacher "
@@ -114,8 +118,5 @@ def measure(options: Options) -> Measured:
         f"at severity 4, 256 images each, batches of 32, {ROUNDS} rounds, seeds {', '.join(map(str, SEEDS))} (of the "
         "network, its training, and the stream), two processes at a time, one thread each; CoTTA with four views (of "
         "its 32) that are not mirrored, RDumb anew after 96 steps (of its 1000). A spread is the mean less and plus "
-        "its standard error over the seeds, of differences paired by seed; of times the quartiles.",
-        rows=rows,
-        claims=claims,
-        left_out=left_out,
+        "its standard error over the seeds, of differences paired by seed; of times the quartiles."
     )
