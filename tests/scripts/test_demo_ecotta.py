@@ -39,8 +39,7 @@ def test_it_holds_less_than_tent(demo):
 def test_the_command_prints_the_methods_side_by_side(demo):
     folder, printed = demo
     lines = printed.splitlines()
-    header = next(line.split() for line in lines if "source" in line and "cotta" in line)
-    assert header == ["source", "bn", "tent", "eata", "cotta", "rdumb", "ecotta"]
+    assert ["source", "bn", "tent", "eata", "cotta", "rdumb", "ecotta"] in [line.split() for line in lines]
     assert any(line.startswith("impulse_noise") for line in lines)
     assert "200 of 200 images" in printed
     page = (folder / "report.html").read_text(encoding="utf-8")
