@@ -18,7 +18,7 @@ from scripts.demo.steps import Steps, newest_run, shown
 from scripts.report import Code, Figures, Picture, Section, Table, Text
 from scripts.systems import CONFIGS
 
-ROUNDS = 4  # of the stream; the configuration has 12
+ROUNDS = 2  # of the stream; the configuration has 12
 SHOWN = 200  # pictures that the network adapts on from a folder
 NAMES = {
     "source": "Source: as it was trained",
