@@ -99,7 +99,7 @@ class TestTimeAdaptation(pl.LightningModule):
     ``pictures/test_forgetting.png``. Without ``--ckpt_path``, it takes the best checkpoint of the newest finished
     training of the configuration.
 
-    Logs ``{val}_{loss,top1}`` (of pictures labelled pixel by pixel ``val_miou`` too) and
+    Logs ``val_{loss,top1}`` (of pictures labelled pixel by pixel ``val_miou`` too) and
     ``test_METHOD_{error,clean_error,paper_mb,held_mb,ms}``: shares in [0, 1], megabytes, milliseconds.
 
     Args:
@@ -185,7 +185,9 @@ class TestTimeAdaptation(pl.LightningModule):
 
     def _waits_for_checkpoint(self) -> bool:
         """Whether the network comes with ``--ckpt_path``, so that its own file need not be at hand."""
-        return str(self.source).endswith(".yaml") or (self.source is not None and holds_adapter(self.source))
+        if self.source is None:
+            return False
+        return self.source.endswith(".yaml") or holds_adapter(self.source, self.trust_pickle)
 
     def configure_models(self, model: nn.Module, record: SourceRecord) -> None:
         """The network with its meta networks."""
@@ -218,10 +220,6 @@ class TestTimeAdaptation(pl.LightningModule):
         # Of images 255 may be a class.
         ignored = IGNORED if target.dim() == 3 else -100
         return F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.label_smoothing)
-
-    def on_fit_start(self) -> None:
-        """Meta networks that are warmed up need no calibration."""
-        self.adapter.needs_calibration = False
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Cross entropy through the whole network, whose meta networks alone are trained (Sec. 3.1).
@@ -441,7 +439,6 @@ class TestTimeAdaptation(pl.LightningModule):
                 f"the checkpoint's meta networks are {kept.form}, kernel {kept.kernel}, beside {sizes[0]} blocks; "
                 f"model.meta says {own.form}, kernel {own.kernel}, {sizes[1]}"
             )
-        self.adapter.needs_calibration = False
         if record.source.class_names != self.class_names:
             names = (record.source.class_names, self.class_names)
             known, data = (f"{len(of)} classes ({', '.join(of[:4])}, ...)" for of in names)

@@ -55,7 +55,7 @@ def _watched(network: EcoTTA) -> Iterator[tuple[list[Tensor], list[float]]]:
 
     def note(_: nn.Module, args: tuple[Tensor, Tensor], out: Tensor) -> None:
         parts.append(out.detach())
-        distances.append(float(regularisation(out.detach().double(), args[1].detach().double())))
+        distances.append(float(regularisation(out.detach().double() - args[1].detach().double())))
 
     handles = [meta.register_forward_hook(note) for meta in network.metas]
     yield parts, distances
@@ -151,7 +151,7 @@ def check_losses(case: Case) -> None:
     assert filtered_entropy(entropies, torch.zeros_like(kept)) is None
     weights = eata_weights(entropies, results["e_margin"])
     results |= {"eata_coeff": weights[kept], "eta_loss": filtered_entropy(weights * entropies, kept)}
-    results["reg_l1_mean"] = regularisation(given["reg_xt"], given["reg_x"])
+    results["reg_l1_mean"] = regularisation(given["reg_xt"] - given["reg_x"])
     student, teacher = given["cotta_student"], given["cotta_teacher"]
     results["cotta_ce"] = cross_entropy_of(teacher, student)
     results["cotta_sym"] = symmetric_cross_entropy(student, teacher)

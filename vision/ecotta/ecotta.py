@@ -15,7 +15,7 @@ from vision.ecotta.discovery import is_row, trace
 from vision.ecotta.frozen import FrozenOps, Memory
 from vision.ecotta.grouping import Partition, channels_last, cut
 from vision.ecotta.guard import GuardOptions
-from vision.ecotta.losses import Reduction, confident, entropy, filtered_entropy, flat_logits
+from vision.ecotta.losses import Reduction, confident, entropy, filtered_entropy, flat_logits, regularisation
 from vision.ecotta.meta import Form, MetaConv, MetaResidual, make_meta
 from vision.ecotta.method import Descent, Method, Step, batch_norms, freeze, logits_of
 from vision.errors import InputError
@@ -161,8 +161,8 @@ class EcoTTA(Method):
         Args:
             x: images ``(B, 3, H, W)``.
             prior: statistics of the frozen normalisations in this pass; by default those that are used online. A
-                network that was warmed up with one kind alone fails with the other; alternate between 0 and infinity
-                for one that takes either, and AdaptBN's mixtures.
+                network that was warmed up with one kind alone need not work with the other; alternate between 0 and
+                infinity for one that takes either, and AdaptBN's mixtures.
         """
         self.needs_calibration = False
         self.forget_start()
@@ -196,8 +196,7 @@ class EcoTTA(Method):
         with self._attached(calibrated), self.operations():
             self.model(x)
         self.needs_calibration = False
-        self._start, self.optimizer = None, None
-        self._begin_anew()
+        self.forget_start()
 
     # --------------------------------------------------------------------------------------------------- adapting
     def step(self, x: Tensor) -> tuple[Tensor, Step]:
@@ -252,8 +251,7 @@ class EcoTTA(Method):
     def _regularise(self, k: int, adapted: Tensor, after: Tensor) -> Tensor:
         """``R_k``, whose gradient goes to the k-th meta network alone, and at once (Sec. 3.2)."""
         difference = adapted.detach() - after.detach()
-        exact = torch.promote_types(difference.dtype, torch.float32)
-        distance: Tensor = torch.linalg.vector_norm(difference, 1, dtype=exact) / difference.numel()
+        distance = regularisation(difference)
         if self.strength and adapted.requires_grad:
             # Of an absolute value the derivative is the sign. The graph up to this group's inputs is walked again for
             # the entropy; what lies before is not walked now, for it leads to none of these parameters.

@@ -145,8 +145,8 @@ class FrozenOps(TorchFunctionMode):
     A convolution or a normalisation with trained parameters is PyTorch's own; one that is frozen keeps nothing of its
     input. Batch normalisations in evaluation mode use the statistics that ``prior`` says and never write their
     buffers; those in training mode are left alone. Rectifiers overwrite the output of a normalisation alone, where the
-    network asks for that; what they give must be used, and not what they were given. Other
-    functions (smooth activations, layer normalisation, attention) are PyTorch's own.
+    network asks for that; what they give must be used, and not what they were given. Other functions (smooth
+    activations, layer normalisation, attention) are PyTorch's own.
 
     Args:
         prior: statistics of batch normalisation: 0 for the batch's, infinity for the running ones, between them
@@ -185,12 +185,16 @@ class FrozenOps(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not self.sparing or trained or not _differentiated(input) or isinstance(padding, str):
+        if isinstance(padding, str) or not self._spares(input, weight, bias):
             found: Tensor = func(input, weight, bias, stride, padding, dilation, groups)
             return found
         options = (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups)
         return cast("Tensor", _Convolution.apply(input, weight, bias, options))
+
+    def _spares(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether a convolution need not keep its input: its gradient is asked for, and none of its weights'."""
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        return self.sparing and not trained and _differentiated(x)
 
     def _transposed(
         self,
@@ -204,8 +208,7 @@ class FrozenOps(TorchFunctionMode):
         groups: int = 1,
         dilation: Any = 1,
     ) -> Tensor:
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not self.sparing or trained or not _differentiated(input):
+        if not self._spares(input, weight, bias):
             found: Tensor = func(input, weight, bias, stride, padding, output_padding, groups, dilation)
             return found
         options = (_pair(stride), _pair(padding), _pair(dilation), True, _pair(output_padding), groups)

@@ -42,9 +42,15 @@ def filtered_entropy(entropies: Tensor, kept: Tensor, reduction: Reduction = "ke
     return chosen.mean() if reduction == "kept" else chosen.sum() / len(entropies)
 
 
-def regularisation(adapted: Tensor, original: Tensor) -> Tensor:
-    """``R_k``, the mean absolute difference of a group's adapted output from its original one (Eq. 4)."""
-    return (adapted - original).abs().mean()
+def regularisation(difference: Tensor) -> Tensor:
+    """``R_k``, the mean absolute difference of a group's adapted output from its original one (Eq. 4); a scalar.
+
+    Args:
+        difference: the one less the other, of any shape. Summed in float32 at least.
+    """
+    precise = torch.promote_types(difference.dtype, torch.float32)
+    total: Tensor = torch.linalg.vector_norm(difference, 1, dtype=precise)
+    return total / difference.numel()
 
 
 def cross_entropy_of(teacher: Tensor, student: Tensor) -> Tensor:

@@ -218,16 +218,15 @@ class Method(nn.Module, ABC):
         with self._lock:
             if self._start is not None:
                 self.rollback(self._start)
-            self._begin_anew()
+            self._forget_course()
+            self.steps.zero_()
+            self.images.zero_()
 
     # --------------------------------------------------------------------------------------------- for the methods
     def forget_start(self) -> None:
         """The next step begins with a new optimizer, and :meth:`reset` goes back to the state before it."""
         self._start = self.optimizer = None
-        self._good = []
-        self._slowed = 1.0
-        if self.guard is not None:
-            self.guard.forget()
+        self._forget_course()
 
     def logits(self, x: Tensor) -> Tensor:
         """The network's answer, float32."""
@@ -290,13 +289,12 @@ class Method(nn.Module, ABC):
             self._start = Snapshot([], {}, {})  # so that the snapshot does not begin anew
             self._start = self.snapshot()
 
-    def _begin_anew(self) -> None:
+    def _forget_course(self) -> None:
+        """What was noted along the stream: good snapshots, halvings of the rate, the guard's averages."""
         self._good = []
         self._slowed = 1.0
         if self.guard is not None:
             self.guard.forget()
-        self.steps.zero_()
-        self.images.zero_()
 
     def _scale_rate(self, images: int) -> None:
         if self.optimizer is None:
@@ -313,7 +311,7 @@ class Method(nn.Module, ABC):
         classes = rows.shape[1]
         signals = Signals(
             rows.softmax(dim=1).mean(dim=0),
-            float(entropies.mean()) / torch.log(torch.tensor(float(classes))).item(),
+            float(entropies.mean()) / math.log(classes),
             float(confident(entropies, classes, MARGIN).float().mean()),
             done.distance,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,9 @@ def source_preprocessing(
     return preprocessing_of(backbone)
 
 
-def holds_adapter(file: str | Path) -> bool:
-    """Whether a file is a training checkpoint of ``TestTimeAdaptation``."""
-    return Path(file).is_file() and RECORD in read_checkpoint(file, trusted=False)
+def holds_adapter(file: str | Path, trusted: bool = False) -> bool:
+    """Whether a file is a training checkpoint of ``TestTimeAdaptation``; ``trusted`` as in :func:`load_source`."""
+    return Path(file).is_file() and RECORD in read_checkpoint(file, trusted)
 
 
 def load_source(
@@ -254,13 +254,9 @@ def load_adapter(
             return network, SourceRecord(None, names, PREPROCESSING, _normalisation(network.model))
         model = load_official(state)
         classes = [str(i) for i in range(_outputs(model))]
-        preprocessing = PREPROCESSING if isinstance(model, WideResNet) else _SMALL_OR_LARGE[len(classes) == 1000]
+        preprocessing = PREPROCESSING
+        if len(classes) == 1000:  # of ImageNet; the file does not say what size its images have
+            preprocessing = replace(PREPROCESSING, size=(224, 224), crop_pct=0.875)
         source = SourceRecord(None, classes, preprocessing, _normalisation(model))
     network = EcoTTA.attach(model, input_size=source.preprocessing.size, **options)
     return network, source
-
-
-_SMALL_OR_LARGE = {
-    False: PREPROCESSING,
-    True: Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear"),
-}

@@ -35,7 +35,7 @@ def written_out(network: EcoTTA, x: Tensor) -> list[Tensor]:
             for name in names:
                 after = model.get_submodule(name)(after)
             apart = meta(features.detach(), after.detach())
-            total = total + network.strength * regularisation(apart, after.detach())
+            total = total + network.strength * regularisation(apart - after.detach())
             features = meta(features, after)
         logits = model.fc(F.relu(model.bn1(features)).mean(dim=(2, 3))).float()
         entropies = entropy(logits)

@@ -82,7 +82,7 @@ def test_etas_weights_are_constants():
 
 
 def test_the_regulariser_is_the_mean_absolute_difference(case):
-    close(regularisation(case["reg_xt"], case["reg_x"]), case["reg_l1_mean"])
+    close(regularisation(case["reg_xt"] - case["reg_x"]), case["reg_l1_mean"])
 
 
 def test_cottas_losses(case):
