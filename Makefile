@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m scripts.demo
 
-# Two files at a time, the demo's first, since it takes as long as all the others.
+# Two files at a time, the longest first: the quick demo (python -m scripts.demo --quick).
 test: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scripts/test_demo.py tests
 

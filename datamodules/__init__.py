@@ -5,9 +5,10 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up of newer versions over the network
 
 from datamodules.corruption_stream import CorruptionStream
+from datamodules.domains import Domains
 from datamodules.image_folder import ImageFolder
 from datamodules.multitask_images import MultitaskImages
 from datamodules.segmentation_stream import SegmentationStream
 from datamodules.video_folder import VideoFolder
 
-__all__ = ["CorruptionStream", "ImageFolder", "MultitaskImages", "SegmentationStream", "VideoFolder"]
+__all__ = ["CorruptionStream", "Domains", "ImageFolder", "MultitaskImages", "SegmentationStream", "VideoFolder"]

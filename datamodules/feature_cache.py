@@ -119,6 +119,9 @@ class FeatureCache:
         fields: what the media depend on, plain JSON values.
         files: those of the source.
         draws: of each file, each with a seed of its own.
+        network: what makes the features, by default the task. Another one is run on the main processor, and what it
+            makes may be kept in any type that its ``cache_fields`` name.
+        unit: what a row is of, in messages.
 
     Raises:
         InputError: the task has no frozen network, or whatever is said of the methods.
@@ -132,20 +135,16 @@ class FeatureCache:
         fields: Mapping[str, Any],
         files: Sequence[Entry],
         draws: int = 1,
+        network: FrozenNetwork | None = None,
+        unit: str = "clips",
     ) -> None:
         if data.trainer is None:
             raise InputError("data.cache: features are made by a task's network, so it needs a Trainer")
         self.data, self.trainer, self.source, self.folder = data, data.trainer, source, folder
-        task = self.trainer.lightning_module
-        if not hasattr(task, "frozen_features"):
-            raise InputError(
-                f"data.cache: {type(task).__name__} has no frozen network, so it has no features that could be kept"
-            )
-        self.task = cast("FrozenNetwork", task)
-        self.device = task.device
-        self.files, self.draws = files, draws
-        of_task = dict(self.task.cache_fields())
-        if of_task.get("dtype") not in DTYPES:
+        self.network, self.device = (network, torch.device("cpu")) if network is not None else self._of_task()
+        self.files, self.draws, self.unit = files, draws, unit
+        of_task = dict(self.network.cache_fields())
+        if network is None and of_task.get("dtype") not in DTYPES:
             raise InputError(f"data.cache: features are kept in {' or '.join(DTYPES)}, got {of_task.get('dtype')}")
         self.fields = {
             "task": of_task,
@@ -154,6 +153,14 @@ class FeatureCache:
             # Builds for other devices are the same version.
             "versions": {module.__name__: module.__version__.split("+")[0] for module in (torch, timm, A, cv2)},
         }
+
+    def _of_task(self) -> tuple[FrozenNetwork, torch.device]:
+        task = self.trainer.lightning_module
+        if not hasattr(task, "frozen_features"):
+            raise InputError(
+                f"data.cache: {type(task).__name__} has no frozen network, so it has no features that could be kept"
+            )
+        return cast("FrozenNetwork", task), task.device
 
     def open(self) -> CachedFeatures:
         """The features of all files; those that are missing are made first.
@@ -190,7 +197,7 @@ class FeatureCache:
         """Says what is going to be written; on all processes, since all have to end where it does not fit."""
         check_room(self.folder, size)
         if self.trainer.is_global_zero:
-            print(f"vision: the cache takes {readable(size)} in {self.folder} ({rows:,} clips)", flush=True)
+            print(f"vision: the cache takes {readable(size)} in {self.folder} ({rows:,} {self.unit})", flush=True)
 
     def _draw(self, row: int) -> Draw:
         item, draw = divmod(int(row), self.draws)
@@ -201,7 +208,7 @@ class FeatureCache:
         # Lightning's evaluation is in inference mode, which would leave its mark on what the network keeps.
         with torch.inference_mode(False), torch.no_grad(), self.trainer.precision_plugin.forward_context():
             parts = torch.split(media.flatten(0, 1), self.data.batch_size)
-            features = torch.cat([self.task.frozen_features(part.to(self.device)) for part in parts])
+            features = torch.cat([self.network.frozen_features(part.to(self.device)) for part in parts])
         return features.reshape(*media.shape[:2], *features.shape[1:])
 
     def _shape(self) -> list[int]:

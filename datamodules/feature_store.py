@@ -94,7 +94,7 @@ class FeatureStore:
     Args:
         folder: of an existing store.
         shape: of a row.
-        dtype: ``float16`` or ``float32``.
+        dtype: of the array, ``float16`` or ``float32`` where a task's network made it.
         rows: how many there are.
 
     Raises:

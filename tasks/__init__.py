@@ -3,6 +3,13 @@
 from tasks.classification import ImageClassifier
 from tasks.ecotta import TestTimeAdaptation
 from tasks.medic import MultitaskClassifier
+from tasks.memspm import UniversalDomainAdaptation
 from tasks.vivit import VideoClassifier
 
-__all__ = ["ImageClassifier", "MultitaskClassifier", "TestTimeAdaptation", "VideoClassifier"]
+__all__ = [
+    "ImageClassifier",
+    "MultitaskClassifier",
+    "TestTimeAdaptation",
+    "UniversalDomainAdaptation",
+    "VideoClassifier",
+]

@@ -49,12 +49,11 @@ def vision_process(*arguments: str | Path, **options: Any) -> Finished:
     return Finished(finished.returncode, finished.stdout, finished.stderr)
 
 
-def run_demo(folder: Path, *flags: str) -> str:
-    """What the demo prints; it must succeed."""
-    command = [sys.executable, "-m", "scripts.demo", "--out", str(folder), *flags]
+def run_demo(out: Path, *flags: str) -> Finished:
+    """The demo in a process of its own, as ``make demo`` runs it."""
+    command = [sys.executable, "-m", "scripts.demo", "--out", str(out), *flags]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
+    return Finished(finished.returncode, finished.stdout, finished.stderr)
 
 
 def error_line(*arguments: str | Path) -> str:

@@ -106,3 +106,48 @@ class StreamBatch(TypedDict):
     position: int
     round: int
     probe: bool
+
+
+class DomainImages(TypedDict):
+    """Pictures of one domain, or the features that a frozen network made of them before the training began.
+
+    Keys:
+        media: float32 ``(B, 3, H, W)``, images as in :class:`ImageBatch`; or float32 ``(B, D)``, features.
+        index: int64 ``(B,)``: which row of the domain each is.
+        group: int64 ``(B,)``: what each is taken for. In training of source pictures their class, of target pictures
+            -1, and of those that were drawn by group that group; in evaluation the class, numbered as in
+            ``target_names`` of the data module, -1 where there is no label.
+        thumbnail: uint8 ``(B, 3, side, side)``, RGB in [0, 255], what a decoder is to draw; ``(B, 0)`` without one.
+        path: the file of each, ``B`` strings.
+        unreadable: (path, reason) of files that could not be read while this was made.
+    """
+
+    media: Tensor
+    index: Tensor
+    group: Tensor
+    thumbnail: Tensor
+    path: list[str]
+    unreadable: list[tuple[str, str]]
+
+
+class DomainBatch(TypedDict):
+    """A step of domain adaptation: labelled source pictures and unlabelled target pictures.
+
+    Keys:
+        source: drawn evenly from the source, ``group`` being their classes.
+        target: drawn evenly from the target, ``group`` being -1: no training sees a label of the target's.
+        aligned_source: of some matched pairs of a source class and a target cluster, a few pictures each; ``group`` is
+            the pair. Empty (``B`` = 0) while there are no pairs.
+        aligned_target: the same pairs' pictures of the target.
+        clustered: some target pictures of each of a few target clusters; ``group`` is the cluster.
+        grouping: how many times pairs and clusters had been set when the last three were drawn.
+        unreadable: (path, reason) of files that could not be read while this batch was made.
+    """
+
+    source: DomainImages
+    target: DomainImages
+    aligned_source: DomainImages
+    aligned_target: DomainImages
+    clustered: DomainImages
+    grouping: int
+    unreadable: list[tuple[str, str]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,13 @@ def _is_pickle(path: Path) -> bool:
 
 
 # What a training checkpoint says of its network stands under one of these keys; and the system that uses it.
-RECORDS = {"classifier": "efficientvit", "ecotta": "ecotta", "multitask": "medic", "vivit": "vivit"}
+RECORDS = {
+    "classifier": "efficientvit",
+    "domains": "memspm",
+    "ecotta": "ecotta",
+    "multitask": "medic",
+    "vivit": "vivit",
+}
 
 
 def refuse_other_record(content: Mapping[str, Any], own: str, source: str) -> None:
@@ -136,3 +143,12 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     """
     check_keys(state, {key: value.shape for key, value in module.state_dict().items()}, source)
     module.load_state_dict(dict(state))
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 of the names, shapes and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

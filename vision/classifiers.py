@@ -22,6 +22,7 @@ from vision.preprocessing import Preprocessing
 # names is asked for.
 OWN: dict[str, str] = {
     **{f"efficientvit_m{i}": "vision.efficientvit" for i in range(6)},
+    "hog_32": "vision.hog",
     **dict.fromkeys(("wrn_16_1", "wrn_28_10", "wrn_40_2"), "vision.ecotta.wrn"),
 }
 RECORD = "classifier"  # the key under which a training checkpoint keeps a ClassifierRecord

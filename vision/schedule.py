@@ -103,3 +103,24 @@ class WarmupSteps(BoundSchedule):
         if time < self.warmup_epochs:
             return peak * time / self.warmup_epochs
         return peak * self.gamma ** sum(time >= milestone for milestone in self.milestones)
+
+
+class InverseDecay(BoundSchedule):
+    """``lr (1 + alpha min(1, step / steps)) ** -power``, changing at every step (DANN, arXiv 1505.07818; DCC's code).
+
+    Args:
+        optimizer: its ``lr`` is that of the first step.
+        alpha: with the usual 10 and power 0.75 the rate ends at about a sixth.
+        power: the larger, the faster it falls.
+        steps: in which it falls; afterwards it stays. DCC counts 10000, and stops long before.
+    """
+
+    def __init__(self, optimizer: Optimizer, alpha: float = 10.0, power: float = 0.75, steps: int = 10_000) -> None:
+        self.alpha, self.power, self.steps = alpha, power, steps
+        self.epochs, self.steps_per_epoch = math.inf, 1.0
+        super().__init__(optimizer)
+
+    def rate(self, time: float, peak: float) -> float:
+        """The learning rate ``time`` epochs into the training."""
+        share = min(1.0, time * self.steps_per_epoch / self.steps)
+        return peak * float((1 + self.alpha * share) ** -self.power)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from datamodules.builtin.digit_domains import write_fonts, write_styles
 from datamodules.builtin.digit_pairs import write_digit_pairs
 from datamodules.builtin.digits import write_digits
 from datamodules.builtin.motion import write_motion, write_views
@@ -23,10 +24,12 @@ PREFIX = "builtin:"
 WRITERS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "digit_pairs": (1, write_digit_pairs),
     "digits": (1, write_digits),
+    "fonts": (1, write_fonts),
     "motion": (1, write_motion),
     "motion_views": (1, write_views),
     "photographs": (1, write_photographs),
     "scenes": (1, write_scenes),
+    "styles": (1, write_styles),
 }
 
 

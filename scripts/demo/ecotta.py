@@ -14,11 +14,13 @@ from PIL import Image
 from datamodules.builtin import resolve_root
 from datamodules.corruptions import corrupt, image_seed
 from datamodules.listing import find_images
-from scripts.demo.steps import Steps, newest_run, shown
+from scripts.demo.steps import Steps, newest_run, shortened, shown
 from scripts.report import Code, Figures, Picture, Section, Table, Text
 from scripts.systems import CONFIGS
 
 ROUNDS = 2  # of the stream; the configuration has 12
+QUICK_SOURCE = [*shortened(3), "--data.batch_size", "32"]  # of 10 epochs, in twice as many steps each
+QUICK_STREAM = 192  # pictures of a corruption, of 256, in one round
 SHOWN = 200  # pictures that the network adapts on from a folder
 NAMES = {
     "source": "Source: as it was trained",
@@ -46,7 +48,7 @@ def _pictures(folder: Path) -> Path:
     return target
 
 
-def _methods(report: Mapping[str, Any]) -> Table:
+def _methods(report: Mapping[str, Any], rounds: int) -> Table:
     rows: list[list[Any]] = []
     for name, of in report.items():
         rows.append(
@@ -62,7 +64,7 @@ def _methods(report: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(
-        f"Seven methods on one stream: {ROUNDS} rounds of six corruptions",
+        f"Seven methods on one stream: {rounds} round{'s' * (rounds > 1)} of six corruptions",
         [
             *("method", "error", "last round", "clean pictures: before", "after"),
             *("MB, as papers count", "MB really held", "ms a step"),
@@ -82,11 +84,12 @@ def _corruptions(report: Mapping[str, Any]) -> Table:
     return Table("Error by corruption, all rounds", ["", *(NAMES[name].split(":")[0] for name in report)], rows)
 
 
-def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
+def run(folder: Path, quick: bool) -> tuple[Section, Mapping[str, Any]]:
     """Trains a network, warms up its meta networks, and shows a stream to seven methods.
 
     Args:
         folder: of the whole demo; the system's own files go to ``ecotta`` in it.
+        quick: less training, and one round of a shorter stream.
 
     Returns:
         The report's section, and the figures for ``results.json``.
@@ -94,10 +97,20 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
     steps = Steps(folder / "ecotta")
     file, runs = str(shown(CONFIGS / "ecotta" / "demo.yaml")), folder / "runs"
     name = Path("ecotta") / "demo"
-    seconds = steps.run(["fit", "--config", file, "--trainer.default_root_dir", str(runs)], produces=runs / name)
+    place = ["--trainer.default_root_dir", str(runs)]
+    seconds, short = 0.0, []
+    if quick:
+        # The configuration would train its network in full first.
+        first = ["fit", "--config", str(shown(CONFIGS / "ecotta" / "source.yaml")), *place, *QUICK_SOURCE]
+        seconds += steps.run(first, produces=runs / "ecotta" / "source")
+        source = newest_run(runs / "ecotta" / "source") / "checkpoints" / "best.ckpt"
+        short = ["--model.source", str(source), *shortened(1)]
+    seconds += steps.run(["fit", "--config", file, *place, *short], produces=runs / name)
     best = str(newest_run(runs / name) / "checkpoints" / "best.ckpt")
     tested, answered = steps.folder / "test", steps.folder / "infer"
-    flags = ["--ckpt_path", best, "--data.rounds", str(ROUNDS), "--trainer.default_root_dir", str(tested)]
+    rounds = 1 if quick else ROUNDS
+    flags = ["--ckpt_path", best, "--data.rounds", str(rounds), "--trainer.default_root_dir", str(tested)]
+    flags += ["--data.images", str(QUICK_STREAM)] if quick else []
     steps.run(["test", "--config", file, *flags], produces=tested)
     pictures = ["--input", str(_pictures(steps.folder)), "--checkpoint", best, "--out", str(answered)]
     steps.run(["infer", "ecotta", *pictures, "--batch-size", "32"], produces=answered / "stream.png")
@@ -119,7 +132,7 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
             "contrast and coarse pixels then come in one batch after the other, without labels; each method predicts a "
             "batch and learns from it. EcoTTA trains four small networks beside the frozen one."
         ),
-        _methods(report),
+        _methods(report, rounds),
         Picture(
             "Errors as the stream goes on, and on clean pictures: what is forgotten",
             test / "pictures" / "test_forgetting.png",

@@ -12,11 +12,12 @@ from typing import Any
 from datamodules.builtin import resolve_root
 from datamodules.builtin.photographs import CELL, PART, photographs, test_cells
 from datamodules.listing import find_images
-from scripts.demo.steps import Steps, column, newest_run, shown
+from scripts.demo.steps import Steps, column, newest_run, shortened, shown
 from scripts.report import Code, Curves, Figures, Picture, Section, Table, Text
 from scripts.systems import CONFIGS
 
 TASKS = {"photographs": "demo", "digits": "demo_digits"}  # built-in data, and the configuration over it
+QUICK_EPOCHS = {"photographs": 1, "digits": 2}  # of 16 and of 8
 SHOWN = 20  # pictures that the trained networks are tried on
 
 
@@ -35,8 +36,15 @@ def _pictures(folder: Path, data: str) -> Path:
     return target
 
 
-def train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
+def train(steps: Steps, runs: Path, data: str, config: str, quick: bool = False) -> dict[str, Any]:
     """Trains on built-in images, tests the best network, tries it on pictures and exports it, by commands.
+
+    Args:
+        steps: whose folder the results go to.
+        runs: folder for the training's own files.
+        data: name of the built-in images.
+        config: name of a configuration over them.
+        quick: an epoch or two.
 
     Returns:
         The folders ``run``, ``test`` and ``infer``; ``figures``, the measures on the test images; ``exported``, what
@@ -46,7 +54,7 @@ def train(steps: Steps, runs: Path, data: str, config: str) -> dict[str, Any]:
     out = steps.folder / data
     name = Path("efficientvit") / config
     common = ["--config", file, "--trainer.default_root_dir", str(runs)]
-    fit = ["fit", *common]
+    fit = ["fit", *common, *(shortened(QUICK_EPOCHS[data]) if quick else [])]
     kept = runs / name
     seconds = steps.run(fit, produces=kept)
     run = newest_run(kept)
@@ -140,17 +148,18 @@ def _beside_others(steps: Steps, measured: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
+def run(folder: Path, quick: bool) -> tuple[Section, Mapping[str, Any]]:
     """Trains, tests and tries EfficientViT-M0 on the built-in images.
 
     Args:
         folder: of the whole demo; the system's own files go to ``efficientvit`` in it.
+        quick: an epoch or two of training.
 
     Returns:
         The report's section, and the figures by task for ``results.json``.
     """
     steps = Steps(folder / "efficientvit")
-    done = {data: train(steps, folder / "runs", data, config) for data, config in TASKS.items()}
+    done = {data: train(steps, folder / "runs", data, config, quick) for data, config in TASKS.items()}
     figures = {data: task["figures"] for data, task in done.items()}
     tested = {data: len(find_images(resolve_root(f"builtin:{data}") / "test")) for data in TASKS}
     measured = _measured(steps)

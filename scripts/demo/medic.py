@@ -12,11 +12,12 @@ from typing import Any
 from datamodules.builtin import resolve_root
 from datamodules.builtin.scenes import TASKS
 from scripts.bench.medic_tables import cost_shares
-from scripts.demo.steps import Steps, column, newest_run, shown
+from scripts.demo.steps import Steps, column, newest_run, shortened, shown
 from scripts.report import Code, Curves, Figures, Picture, Pictures, Section, Table, Text
 from scripts.systems import CONFIGS
 from vision.labels import LabelSchema
 
+QUICK_EPOCHS = 1  # of 10
 SHOWN = 40  # test pictures that the trained network is tried on
 
 
@@ -64,11 +65,12 @@ def _costs(rows: list[Mapping[str, Any]]) -> Table:
     return Table("One network's cost, as a share of four's", columns, cells, note="On this machine, one thread.")
 
 
-def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
+def run(folder: Path, quick: bool) -> tuple[Section, Mapping[str, Any]]:
     """Trains, tests, tries and exports one network for four tasks.
 
     Args:
         folder: of the whole demo; the system's own files go to ``medic`` in it.
+        quick: one epoch of training.
 
     Returns:
         The report's section, and the figures for ``results.json``.
@@ -76,7 +78,8 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
     steps = Steps(folder / "medic")
     file, runs = str(shown(CONFIGS / "medic" / "demo.yaml")), folder / "runs"
     name = Path("medic") / "demo"
-    seconds = steps.run(["fit", "--config", file, "--trainer.default_root_dir", str(runs)], produces=runs / name)
+    fit = ["fit", "--config", file, "--trainer.default_root_dir", str(runs)]
+    seconds = steps.run([*fit, *(shortened(QUICK_EPOCHS) if quick else [])], produces=runs / name)
     trained = newest_run(runs / name)
     best = str(trained / "checkpoints" / "best.ckpt")
     tested, answered, exported = (steps.folder / part for part in ("test", "infer", "export"))

@@ -83,6 +83,11 @@ def _vision(arguments: list[str]) -> int:
         torch.set_num_threads(threads)  # a training shares the cores out anew
 
 
+def shortened(epochs: int) -> list[str]:
+    """Flags of a training of so few epochs that its warm-up is to take half of one."""
+    return ["--trainer.max_epochs", str(epochs), "--model.lr_scheduler.init_args.warmup_epochs", "0.5"]
+
+
 def newest_run(folder: Path) -> Path:
     """The last ``version_N`` of a configuration's runs.
 

@@ -17,12 +17,14 @@ from datamodules.builtin import resolve_root
 from datamodules.builtin.motion import CLASSES, FPS
 from datamodules.video_decoding import iterate_frames, read_frames
 from scripts.bench.vivit_runs import order_measures
-from scripts.demo.steps import Steps, column, newest_run, shown
+from scripts.demo.steps import Steps, column, newest_run, shortened, shown
 from scripts.infer.video_pictures import write_video
 from scripts.report import Code, Curves, Figures, Picture, Pictures, Section, Table, Text
 from scripts.systems import CONFIGS
 from vision.pictures import render
 
+EPOCHS = 20  # the configuration's, on clips
+QUICK_VIEWS, QUICK_EPOCHS = 2, 8  # of 10 epochs on views, of 20 on clips
 MEASURES = ("top1", "kind", "reversed", "shuffled_top1", "shuffled_kind")
 NAMES = {"grid": "grid adapter", "cls": "class token alone"}
 
@@ -88,11 +90,12 @@ def _steps_table(rows: list[Mapping[str, Any]]) -> Table:
     )
 
 
-def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
+def run(folder: Path, quick: bool) -> tuple[Section, Mapping[str, Any]]:
     """Pre-trains an image transformer, trains two readouts of it on clips, tries the better one on a video.
 
     Args:
         folder: of the whole demo; the system's own files go to ``vivit`` in it.
+        quick: fewer epochs, and one augmented clip of each video.
 
     Returns:
         The report's section, and the figures for ``results.json``.
@@ -101,12 +104,15 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
     configs = {name: str(shown(CONFIGS / "vivit" / f"{name}.yaml")) for name in ("views", "demo")}
     seconds, best, runs = {}, {}, {}
     views = folder / "runs" / "vivit" / "views"
-    steps.run(["fit", "--config", configs["views"], "--trainer.default_root_dir", str(folder / "runs")], produces=views)
+    fit = ["fit", "--config", configs["views"], "--trainer.default_root_dir", str(folder / "runs")]
+    steps.run([*fit, *(shortened(QUICK_VIEWS) if quick else [])], produces=views)
     image = str(newest_run(views) / "checkpoints" / "best.ckpt")
     forms = {"grid": [], "cls": ["--model.adapter.form", "none"]}
+    epochs = QUICK_EPOCHS if quick else EPOCHS
+    length = ["--trainer.max_epochs", str(epochs), "--data.cache_draws", "1"] if quick else []
     for name, flags in forms.items():
         place = folder / "runs" if name == "grid" else steps.folder / name
-        command = ["fit", "--config", configs["demo"], "--model.start.spatial", image, *flags]
+        command = ["fit", "--config", configs["demo"], "--model.start.spatial", image, *flags, *length]
         command += ["--data.cache", str(steps.folder / f"cache-{name}"), "--trainer.default_root_dir", str(place)]
         seconds[name] = steps.run(command, produces=place / "vivit" / "demo")
         runs[name] = newest_run(place / "vivit" / "demo")
@@ -143,7 +149,7 @@ def run(folder: Path) -> tuple[Section, Mapping[str, Any]]:
                 ("the same from the class token", f"{measured['cls']['top1']:.1%}", "naive freezing; chance 12.5 %"),
                 ("held in training", f"{held:.3f}x", "of end to end"),
                 ("a step from the cache", f"{costs['frozen + grid, cached']['of_end_to_end']:.3f}x", "of end to end"),
-                ("training", f"{seconds['grid']:.0f} s", "features once, then 20 epochs"),
+                ("training", f"{seconds['grid']:.0f} s", f"features once, then {epochs} epochs"),
             ]
         ),
         Text(

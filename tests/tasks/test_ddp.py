@@ -11,7 +11,7 @@ import torch
 
 from datamodules import VideoFolder
 from tasks import VideoClassifier
-from tests.command import vision_process, write_config
+from tests.command import vision, vision_process, write_config
 from tests.images import write_images
 from tests.tasks.quick import trainer
 from tests.videos import numbered_frames, write_video
@@ -37,10 +37,11 @@ def _metrics(runs: Path) -> dict[str, float]:
         return {name: float(value) for row in csv.DictReader(stream) for name, value in row.items() if value}
 
 
-def test_training_and_measuring(folder):
+def test_training_and_measuring(folder, monkeypatch):
     """Batch normalisations are kept in evaluation mode: in training mode each process sees its own batch."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the two processes have it
     results = {}
-    for name, batch, flags in (("one", 12, ()), ("two", 6, TWO)):
+    for name, batch, command, flags in (("one", 12, vision, ()), ("two", 6, vision_process, TWO)):
         config = write_config(
             folder / f"{name}.yaml",
             folder / "data",
@@ -48,10 +49,10 @@ def test_training_and_measuring(folder):
             data={"batch_size": batch},
             default_root_dir=str(folder / name),
         )
-        finished = vision_process("fit", "--config", config, *flags)
+        finished = command("fit", "--config", config, *flags)
         assert finished.returncode == 0, finished.stderr
         (last,) = (folder / name).rglob("last.ckpt")
-        tested = vision_process("test", "--config", config, "--ckpt_path", last, *flags)
+        tested = command("test", "--config", config, "--ckpt_path", last, *flags)
         assert tested.returncode == 0, tested.stderr
         results[name] = (torch.load(last, weights_only=True)["state_dict"], _metrics(folder / name))
     (weights, metrics), (weights_two, metrics_two) = results["one"], results["two"]

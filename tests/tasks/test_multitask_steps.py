@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 
-from tests.command import ENVIRONMENT, ROOT
-from tests.tasks.multitask import RULES, train, write_tables
+from tests.tasks.multitask import RULES, one_of_two, train, write_tables
 
 
 @pytest.fixture(scope="module")
@@ -24,26 +24,19 @@ def one(folder):
     return {name: train(folder, rule(), 8) for name, rule in RULES.items()}
 
 
+def _rank(rank: int, folder: Path, port: int) -> None:
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    one_of_two(str(folder))
+
+
 @pytest.fixture(scope="module")
 def two(folder):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "tests.tasks.multitask", str(folder)]
-    environment = {**ENVIRONMENT, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
+        port = probe.getsockname()[1]
+    # Forked, for they have the imports behind them then; a process that fails is told of with its traceback.
+    start_processes(_rank, (folder, port), nprocs=2, start_method="fork")
     return torch.load(folder / "two.pt", weights_only=True)
 
 

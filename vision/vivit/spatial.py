@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Self
@@ -12,6 +11,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from vision.checkpoints import weights_hash
 from vision.classifiers import create_timm, timm_name
 from vision.errors import InputError
 from vision.vivit.embedding import TubeletEmbed
@@ -248,9 +248,5 @@ class SpatialTransformer(nn.Module):
             return run().to(self.mean.dtype)
 
     def weights_hash(self) -> str:
-        """sha256 of names and weights: what features and checkpoints without frozen weights depend on."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """What features and checkpoints without frozen weights depend on."""
+        return weights_hash(self)

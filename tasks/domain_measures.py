@@ -1,0 +1,111 @@
+"""What is measured of domain adaptation: every rule of rejection on the same predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from tasks.reporting import text_table
+from vision.labels import MISSING
+from vision.memspm.open_set import Scores, auroc, class_recalls, h3_score, open_set_scores, oscr, private_nmi
+from vision.memspm.rejection import Cut, Rule
+
+COLUMNS = ("h", "h3", "common", "unknown", "h_micro", "average", "accuracy", "auroc", "oscr")
+
+
+class OpenSetScores(Metric):
+    """Recall of known classes and of the unknown, their harmonic means, and what needs no threshold.
+
+    Pictures without a label are left out.
+
+    Args:
+        classes: how many are known; labels from there on are private to the target.
+    """
+
+    full_state_update = False
+    labels: list[Tensor]
+    predicted: list[Tensor]
+    scores: list[Tensor]
+    features: list[Tensor]
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        for name in ("labels", "predicted", "scores", "features"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, labels: Tensor, predicted: Tensor, scores: Tensor, features: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            labels: int64 ``(B,)``, -1 for none.
+            predicted: int64 ``(B,)``, without rejection.
+            scores: ``(B, 4)``, see :mod:`vision.memspm.rejection`.
+            features: ``(B, D)``, for NMI.
+        """
+        labelled = labels != MISSING
+        for name, values in (("labels", labels), ("predicted", predicted), ("scores", scores), ("features", features)):
+            getattr(self, name).append(
+                values[labelled].detach().float() if values.is_floating_point() else values[labelled]
+            )
+
+    def compute(self) -> dict[str, Tensor]:
+        """The pictures of all processes, by the names of ``update``'s arguments."""
+        return {name: dim_zero_cat(getattr(self, name)).cpu() for name in ("labels", "predicted", "scores", "features")}
+
+    def measure(self, cuts: Mapping[Rule, Cut]) -> dict[str, dict[str, Any]]:
+        """The measures of every rule, shares in [0, 1], None where nothing is to be measured; empty without labels.
+
+        Args:
+            cuts: by the rules' names.
+        """
+        if not self.update_called:
+            return {}
+        found = self.compute()
+        labels, predicted = found["labels"], found["predicted"]
+        if not len(labels):
+            return {}
+        nmi = private_nmi(labels, found["features"], self.classes)
+        measured: dict[str, dict[str, Any]] = {}
+        for rule, cut in cuts.items():
+            sums = found["scores"].double() @ torch.from_numpy(cut.weights)
+            answers = torch.where(sums > cut.threshold, predicted, torch.full_like(predicted, self.classes))
+            scores: Scores = open_set_scores(labels, answers, self.classes)
+            measured[rule] = {
+                **scores,
+                "h3": h3_score(scores, nmi),
+                "nmi": nmi,
+                "auroc": auroc(labels, sums, self.classes) if cut.weights.any() else None,
+                "oscr": oscr(labels, predicted, sums, self.classes) if cut.weights.any() else None,
+                "recall_by_class": class_recalls(labels, answers, self.classes),
+                "rejected": float((sums <= cut.threshold).double().mean()),
+                "weights": cut.weights.tolist(),
+                "threshold": cut.threshold,
+            }
+        return measured
+
+
+def rules_table(measured: Mapping[str, Mapping[str, Any]], words: Mapping[Any, str], chosen: str) -> str:
+    """The measures by rule, for the terminal, in percent; the rule that the checkpoint has is marked."""
+    shown = [name for name in COLUMNS if any(of[name] is not None for of in measured.values())]
+    rows = [
+        [f"{'* ' if rule == chosen else '  '}{words[rule]}", *(percent(of[name]) for name in shown)]
+        for rule, of in measured.items()
+    ]
+    return text_table(["  unknown is what has", *(name.replace("_", " ") for name in shown)], rows)
+
+
+def percent(share: float | None) -> str:
+    """A share for a table."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def recall_rows(recalls: Mapping[int, float], names: Sequence[str]) -> list[tuple[str, float]]:
+    """(class, recall) of what occurs, the last of which may be the unknown."""
+    return [(names[c] if c < len(names) else "unknown", float(np.round(share, 4))) for c, share in recalls.items()]

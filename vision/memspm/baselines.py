@@ -1,0 +1,97 @@
+"""The losses of methods to compare with, on the same features: OVANet (arXiv 2104.03344) and DANCE (2002.07953)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MARGIN = 0.5  # of DANCE's entropy separation
+TEMPERATURE = 0.05  # of DANCE's similarities
+CLASSIFIER_SCALE = 1 / TEMPERATURE
+
+
+class OneVsAll(NamedTuple):
+    """OVANet's losses, scalars.
+
+    Attributes:
+        positive: the true class is known to its own classifier.
+        negative: the hardest other class is unknown to its one.
+    """
+
+    positive: Tensor
+    negative: Tensor
+
+
+def one_vs_all_losses(logits: Tensor, target: Tensor) -> OneVsAll:
+    """Of labelled source pictures (Equation 2).
+
+    Args:
+        logits: ``(B, 2, C)``: unknown and known, for each class.
+        target: int64 ``(B,)``.
+    """
+    logs = logits.float().log_softmax(dim=1)
+    own = F.one_hot(target, logits.shape[2]).bool()
+    others = (-logs[:, 0]).masked_fill(own, 0.0)  # the least; all there is, where there is one class
+    return OneVsAll(-logs[:, 1][own].mean(), others.max(dim=1).values.mean())
+
+
+def one_vs_all_entropy(logits: Tensor) -> Tensor:
+    """Of unlabelled target pictures: the mean entropy of all classifiers (Equation 3).
+
+    Args:
+        logits: ``(B, 2, C)``.
+    """
+    logs = logits.float().log_softmax(dim=1)
+    return -(logs.exp() * logs).sum(dim=1).mean()
+
+
+def known_probability(logits: Tensor, classes: Tensor) -> Tensor:
+    """``(B,)``: that the predicted class's own classifier knows the picture.
+
+    Args:
+        logits: ``(B, 2, C)``.
+        classes: int64 ``(B,)``, predicted.
+    """
+    known: Tensor = logits.float().softmax(dim=1)[:, 1]
+    return known.gather(1, classes[:, None])[:, 0]
+
+
+class NeighbourBank(nn.Module):
+    """The target's features as they were last seen, for DANCE's neighbourhood clustering.
+
+    Args:
+        features: ``(m, D)``, of all target pictures.
+    """
+
+    bank: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bank", F.normalize(features.detach().float(), dim=1), persistent=False)
+
+    def forward(self, unit: Tensor, index: Tensor, prototypes: Tensor) -> Tensor:
+        """The entropy of a feature's similarities to all others and to the classes; the bank then takes the features.
+
+        Args:
+            unit: ``(B, D)``, of length 1.
+            index: int64 ``(B,)``, which rows of the bank they are.
+            prototypes: ``(C, D)``, of length 1.
+        """
+        to_bank = (unit @ self.bank.T / TEMPERATURE).scatter(1, index[:, None], -math.inf)
+        logs = torch.cat([unit @ prototypes.T / TEMPERATURE, to_bank], dim=1).log_softmax(dim=1)
+        entropy = -(logs.exp() * logs.masked_fill(logs == -math.inf, 0.0)).sum(dim=1).mean()
+        with torch.no_grad():
+            self.bank[index] = unit.detach()
+        return entropy
+
+
+def entropy_separation(logits: Tensor) -> Tensor:
+    """Entropies are drawn away from half of log C, where they are not close to it (DANCE, Equation 5)."""
+    logs = logits.float().log_softmax(dim=1)
+    entropy = -(logs.exp() * logs).sum(dim=1)
+    apart = (entropy - math.log(logits.shape[1]) / 2).abs()
+    return torch.where(apart > MARGIN, -apart, torch.zeros_like(apart)).mean()

@@ -1,0 +1,96 @@
+"""Clusters that follow the batches: balanced assignment and moving centers in the place of k-means over everything."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision.memspm.clustering import spherical_kmeans
+
+MOMENTUM = 0.95  # of centers
+QUEUE = 2048  # features that centers, consensus and balance are taken over
+SHARPNESS = 0.05  # of the assignment
+BALANCE_STEPS = 3
+DEAD = 0.1  # of an even share of the queue: a center with less takes the worst placed feature
+SEED_ROWS = 4  # features a center, before the centers are seeded
+
+
+def balanced_assignment(similarity: Tensor, steps: int = BALANCE_STEPS) -> Tensor:
+    """Sinkhorn's iteration towards clusters of equal weight (SwAV, arXiv 2006.09882, Appendix A).
+
+    Args:
+        similarity: ``(n, K)`` cosines.
+        steps: of the iteration; few leave room for unequal clusters.
+
+    Returns:
+        ``(n, K)``, of which every row has sum 1.
+    """
+    logs = similarity.float() / SHARPNESS  # logarithms, for exponentials of these would vanish
+    for _ in range(steps):
+        logs = logs.log_softmax(dim=0).log_softmax(dim=1)
+    return logs.exp()
+
+
+class OnlineClusters(nn.Module):
+    """The target's clusters, kept up with each batch; no pass over the whole target is needed.
+
+    Args:
+        clusters: how many; they do not change.
+        width: of a feature.
+        rows: target pictures, whose last cluster is remembered.
+    """
+
+    centers: Tensor
+    queue: Tensor
+    codes: Tensor
+    filled: Tensor
+
+    def __init__(self, clusters: int, width: int, rows: int) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.zeros(clusters, width))
+        self.register_buffer("queue", torch.zeros(QUEUE, width))
+        self.register_buffer("codes", torch.full((rows,), -1))
+        self.register_buffer("filled", torch.tensor(0))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether enough features have come for there to be centers."""
+        return bool(self.centers.any())
+
+    @property
+    def features(self) -> Tensor:
+        """The last target features, ``(n, D)``, at most :data:`QUEUE`."""
+        return self.queue[: min(int(self.filled), QUEUE)]
+
+    @torch.no_grad()
+    def update(self, unit: Tensor, index: Tensor) -> None:
+        """Takes in a batch of target features.
+
+        Args:
+            unit: ``(B, D)``, of length 1.
+            index: int64 ``(B,)``, which target pictures they are.
+        """
+        places = (self.filled + torch.arange(len(unit), device=unit.device)) % QUEUE
+        self.queue[places] = unit.float()
+        self.filled += len(unit)
+        seen = self.features
+        if not self.seeded:
+            if len(seen) >= min(SEED_ROWS * len(self.centers), QUEUE):
+                self.centers.copy_(spherical_kmeans(seen, len(self.centers)).centers)
+            return
+        with torch.autocast(unit.device.type, enabled=False):
+            plan = balanced_assignment(seen @ self.centers.T)
+            means = F.normalize(plan.T @ seen, dim=1)
+            self.centers.copy_(F.normalize(MOMENTUM * self.centers + (1 - MOMENTUM) * means, dim=1))
+            self._revive(seen)
+            self.codes[index] = (unit.float() @ self.centers.T).argmax(dim=1)
+
+    def _revive(self, seen: Tensor) -> None:
+        """Centers that hardly any feature is nearest to start anew where features are badly placed."""
+        best, nearest = (seen @ self.centers.T).max(dim=1)
+        counts = torch.bincount(nearest, minlength=len(self.centers))
+        dead = (counts < DEAD * len(seen) / len(self.centers)).nonzero().flatten()
+        if len(dead):
+            self.centers[dead] = seen[best.topk(len(dead), largest=False).indices]
+            self.codes[torch.isin(self.codes, dead)] = -1
