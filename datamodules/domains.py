@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.builtin import resolve_root
@@ -137,6 +138,11 @@ class Domains(Images):
     def sizes(self) -> dict[str, int]:
         """How many pictures ``source`` and ``target`` have; after ``setup``."""
         return {"source": len(self.splits["train"]), "target": len(self.splits["target"])}
+
+    @property
+    def source_classes(self) -> Tensor:
+        """Int64 ``(source,)``, the class of each source row; after ``setup``."""
+        return torch.tensor(self.splits["train"].targets)
 
     @property
     def grouping(self) -> int:

@@ -9,6 +9,7 @@ SYSTEMS: dict[str, str] = {
     "ecotta": "EcoTTA: networks that go on learning where they are used, at a fraction of the memory",
     "efficientvit": "EfficientViT M0-M5: small image classifiers of high throughput",
     "medic": "MEDIC: one network for several classification tasks, from tables with missing labels",
+    "memspm": 'MemSPM: classes for unlabelled pictures of another kind, and "unknown" for what has none',
     "vivit": "ViViT with a frozen spatial transformer: actions in videos, trained at a fraction of the memory",
 }
 

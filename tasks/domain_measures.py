@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -13,8 +12,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from tasks.reporting import text_table
 from vision.labels import MISSING
+from vision.memspm.health import Health
 from vision.memspm.open_set import Scores, auroc, class_recalls, h3_score, open_set_scores, oscr, private_nmi
-from vision.memspm.rejection import Cut, Rule
+from vision.memspm.rejection import RULES, Cut, Rule
 
 COLUMNS = ("h", "h3", "common", "unknown", "h_micro", "average", "accuracy", "auroc", "oscr")
 
@@ -91,11 +91,11 @@ class OpenSetScores(Metric):
         return measured
 
 
-def rules_table(measured: Mapping[str, Mapping[str, Any]], words: Mapping[Any, str], chosen: str) -> str:
+def rules_table(measured: Mapping[Rule, Mapping[str, Any]], chosen: Rule) -> str:
     """The measures by rule, for the terminal, in percent; the rule that the checkpoint has is marked."""
     shown = [name for name in COLUMNS if any(of[name] is not None for of in measured.values())]
     rows = [
-        [f"{'* ' if rule == chosen else '  '}{words[rule]}", *(percent(of[name]) for name in shown)]
+        [f"{'* ' if rule == chosen else '  '}{RULES[rule]}", *(percent(of[name]) for name in shown)]
         for rule, of in measured.items()
     ]
     return text_table(["  unknown is what has", *(name.replace("_", " ") for name in shown)], rows)
@@ -106,6 +106,20 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def recall_rows(recalls: Mapping[int, float], names: Sequence[str]) -> list[tuple[str, float]]:
-    """(class, recall) of what occurs, the last of which may be the unknown."""
-    return [(names[c] if c < len(names) else "unknown", float(np.round(share, 4))) for c, share in recalls.items()]
+def report_text(report: Mapping[str, Any]) -> str:
+    """The terminal's account of ``adaptation.json``."""
+    lines = []
+    if report["rules"]:
+        lines.append(rules_table(report["rules"], report["rule"]))
+        recalls = report["rules"][report["rule"]]["recall_by_class"]
+        names = [*report["classes"], "unknown"]
+        lines.append("recall: " + ", ".join(f"{names[c]} {percent(share)}" for c, share in recalls.items()))
+    else:
+        lines.append("the target has no labels, so nothing could be measured; 'vision predict' writes the answers")
+    if report["rule"] == "none" and not report["rejects"]:
+        lines.append(f"nothing is rejected in the setting {report['setting']}")
+    if (found := report["clusters"]) is not None:
+        lines.append(f"target clusters: {found['with_a_class']} with a class, {found['without']} without")
+    if (memory := report["memory"]) is not None:
+        lines.append(f"memory: {Health(**memory)}")
+    return "\n".join(lines)

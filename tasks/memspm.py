@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
-from numpy.typing import ArrayLike
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from tasks.domain_measures import OpenSetScores, recall_rows, rules_table
-from tasks.domain_survey import CHUNK, Survey, survey
+from tasks.domain_measures import OpenSetScores, report_text
+from tasks.domain_state import BothDomains
 from tasks.optimization import scheduled
 from tasks.reporting import log_json
 from vision.batches import DomainBatch, DomainImages
 from vision.checkpoints import weights_hash
 from vision.errors import InputError
-from vision.memspm.addressing import Addressed
 from vision.memspm.baselines import NeighbourBank
 from vision.memspm.checkpoint import RECORD, DomainRecord
-from vision.memspm.clustering import Clusters, spherical_kmeans
-from vision.memspm.consensus import Matching, class_centers, match, search_clusters, settled
-from vision.memspm.decoder import SIDE
 from vision.memspm.encoder import Feature, Trainable, create_encoder, encoder_preprocessing, set_trainable
-from vision.memspm.grouping import ClusterOptions, group
-from vision.memspm.health import Health, examine_memory
+from vision.memspm.grouping import ClusterOptions
 from vision.memspm.memory import MemoryOptions
-from vision.memspm.model import AdaptationNetwork, Examined, Method
+from vision.memspm.model import AdaptationNetwork, Method
 from vision.memspm.objective import (
     LossWeights,
     Rows,
@@ -46,25 +40,7 @@ from vision.memspm.objective import (
 )
 from vision.memspm.online import OnlineClusters
 from vision.memspm.regulariser import ramp
-from vision.memspm.rejection import NEEDS, RULES, Cut, Rule, find_cut
-
-
-class DomainData(Protocol):
-    """What the task asks of its data module; :class:`datamodules.Domains` has it."""
-
-    class_names: list[str]
-    target_names: list[str]
-    rejects: bool
-    setting: str
-    sizes: dict[str, int]
-    thumbnails: int
-    grouping: int
-
-    def domain_loader(self, domain: str) -> DataLoader[DomainImages]:
-        """A whole domain as it is evaluated."""
-
-    def regroup(self, source_groups: ArrayLike, target_groups: ArrayLike, clusters: ArrayLike) -> None:
-        """Sets what the next steps draw by group."""
+from vision.memspm.rejection import NEEDS, RULES, Cut, Rule
 
 
 @dataclass(frozen=True)
@@ -108,7 +84,7 @@ class Recluster(Callback):
         assert isinstance(pl_module, UniversalDomainAdaptation)
         how, step = pl_module.clustering, trainer.global_step
         if pl_module.clusters_target and step >= how.warmup and (step - how.warmup) % how.every == 0:
-            pl_module.recluster()
+            pl_module.domains.recluster()
 
 
 class UniversalDomainAdaptation(pl.LightningModule):
@@ -132,7 +108,8 @@ class UniversalDomainAdaptation(pl.LightningModule):
         method: ``memspm``, ``dcc``, ``ovanet``, ``dance`` or ``source_only``.
         memory: of MemSPM.
         width: of the head's bottleneck.
-        decoder: learn to draw pictures from embeddings; needs ``data.thumbnails: 112``.
+        decoder: learn to draw pictures of so many pixels (14, 28, 56, 112) from embeddings; ``data.thumbnails`` must be
+            the same. 0 for none.
         losses: their weights.
         clustering: how the target is clustered.
         rule: what is unknown; ``auto`` is the method's own: ``blend``, ``cluster``, ``one_vs_all``, ``half_log_c``. In
@@ -167,7 +144,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
         method: Method = "memspm",
         memory: MemoryOptions = MemoryOptions(),  # noqa: B008 (frozen)
         width: int = 256,
-        decoder: bool = False,
+        decoder: int = 0,
         losses: LossWeights = LossWeights(),  # noqa: B008
         clustering: ClusterOptions = ClusterOptions(),  # noqa: B008
         rule: Rule | str = "auto",
@@ -204,10 +181,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
         self.built = self.trained = False
         self.online: OnlineClusters | None = None
         self.bank: NeighbourBank | None = None
-        self.health: Health | None = None
-        self._consensus: float | None = None
-        self._found: list[int] = []
-        self._surveyed: dict[str, Survey] = {}
+        self.domains = BothDomains(self)
 
     @property
     def rules(self) -> list[Rule]:
@@ -227,8 +201,8 @@ class UniversalDomainAdaptation(pl.LightningModule):
         if not hasattr(data, "domain_loader"):
             raise InputError("this model needs a data module of two domains, such as Domains")
         self.class_names, self.preprocessing = list(data.class_names), data.preprocessing
-        if self.decoder and data.thumbnails != SIDE:
-            raise InputError(f"the decoder draws {SIDE}x{SIDE} pixels: set data.thumbnails to {SIDE}")
+        if self.decoder not in (0, data.thumbnails):
+            raise InputError(f"the decoder draws {self.decoder}x{self.decoder} pixels: set data.thumbnails to that")
         if not data.rejects:
             self.rule = "none"
         self.configure_models()
@@ -286,17 +260,17 @@ class UniversalDomainAdaptation(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Says what is trained."""
         self.trained = True
-        self._surveyed = {}
+        self.domains.forget()
 
     def on_train_start(self) -> None:
         """Begins the memory from both domains, and DANCE's bank."""
         if self.global_step == 0 and self.model.memory is not None and self.memory.start == "data":
-            source, target = self._survey("source"), self._survey("target")
+            source, target = self.domains.survey("source"), self.domains.survey("target")
             self.model.memory.start_from(source.features, target.features)
         if self.method == "dance":
-            target = self._survey("target")
+            target = self.domains.survey("target")
             bank = torch.zeros(target.rows, self.width, device=self.device)
-            bank[target.index] = self._examine(target.features).neck
+            bank[target.index] = self.domains.examine(target.features).neck
             self.bank = NeighbourBank(bank).to(self.device)
 
     def training_step(self, batch: DomainBatch, batch_idx: int) -> Tensor:
@@ -338,8 +312,10 @@ class UniversalDomainAdaptation(pl.LightningModule):
             losses |= dance_loss(self.model, target, self.bank, self.losses)
         if self.online is not None:
             with torch.no_grad():
-                unit = torch.nn.functional.normalize(self._eval_neck(target.embedding).float(), dim=1)
-            self.online.update(unit, target.index)
+                of_source, of_target = (
+                    F.normalize(self._eval_neck(rows.embedding).float(), dim=1) for rows in (source, target)
+                )
+            self.online.update(of_source, source.group, of_target, target.index)
         if self.decoder:
             embedding = torch.cat([source.embedding, target.embedding])
             thumbnail = torch.cat([batch["source"]["thumbnail"], batch["target"]["thumbnail"]])
@@ -383,96 +359,11 @@ class UniversalDomainAdaptation(pl.LightningModule):
             of["lr"] *= of["lr_scale"]
         return scheduled(optimizer, self.lr_scheduler, self)
 
-    # ------------------------------------------------------------------------------------------------- clustering
-    def _survey(self, domain: str) -> Survey:
-        """A whole domain as features; of a frozen encoder they are made once."""
-        if domain in self._surveyed:
-            return self._surveyed[domain]
-        data = self._data()
-        found = survey(self, self.model, data.domain_loader(domain), data.sizes[domain])
-        if not len(found.index):
-            raise InputError(f"none of the pictures of the {domain} can be read")
-        if self.trainable == "none":
-            self._surveyed[domain] = found
-        return found
-
-    @torch.no_grad()
-    def _examine(self, features: Tensor) -> Examined:
-        """What the network says of many features, in evaluation mode."""
-        training = self.model.training
-        self.model.eval()
-        parts = [self.model.examine(chunk) for chunk in features.split(CHUNK)]
-        self.model.train(training)
-        addressed = [part.addressed for part in parts if part.addressed is not None]
-        together = Addressed(*(torch.cat(of) for of in zip(*addressed, strict=True))) if addressed else None
-        together_of = [torch.cat(of) for of in zip(*(part[:3] for part in parts), strict=True)]
-        return Examined(together_of[0], together_of[1], together_of[2], together)
-
-    @torch.no_grad()
-    def recluster(self) -> None:
-        """Clusters the target, matches clusters and classes, and tells the data module which pictures go together."""
-        source, target = self._survey("source"), self._survey("target")
-        source_neck = self._examine(source.features).neck
-        classes = len(self.class_names)
-        if self.online is not None:
-            if not self.online.seeded:
-                return
-            codes, centers = self.online.codes, self.online.centers
-            seen = (codes[target.index] >= 0).nonzero().flatten()
-            neck = self._examine(target.features[seen]).neck
-            matching = match(
-                source_neck,
-                source.labels,
-                class_centers(source_neck, source.labels, classes),
-                neck,
-                codes[target.index[seen]],
-                centers,
-            )
-        else:
-            clusters, matching = self._searched(source_neck, source.labels, self._examine(target.features).neck)
-            codes, centers = target.spread(clusters.codes), clusters.centers
-        self._consensus = matching.score
-        groups = group(matching, source.spread(source.labels), codes, len(centers), self.clustering.least)
-        self.model.clusters.set(centers, groups.to_class)
-        data = self._data()
-        data.regroup(groups.source.cpu(), groups.target.cpu(), groups.clusters.cpu())
-
-    def _searched(self, source: Tensor, labels: Tensor, target: Tensor) -> tuple[Clusters, Matching]:
-        """Clusters of the target by k-means, and what they are of the source."""
-        how, classes = self.clustering, len(self.class_names)
-        if how.settle and settled(self._found):
-            clusters = spherical_kmeans(target, len(self.model.clusters), start=self.model.clusters.centers)
-            centers = class_centers(source, labels, classes)
-            return clusters, match(source, labels, centers, target, clusters.codes, clusters.centers)
-        found = search_clusters(
-            source, labels, classes, target, how.interval, how.max_search, how.rule, how.smallest, how.restarts
-        )
-        self._found.append(len(found.clusters.centers))
-        return found.clusters, found.matching
-
-    @torch.no_grad()
-    def refresh(self) -> dict[Rule, Cut]:
-        """Brings the memory's usage and the cut up to date with the network; gives the cuts of all rules."""
-        target = self._survey("target")
-        if (memory := self.model.memory) is not None:
-            source = self._survey("source")
-            of_source = self._examine(source.features).addressed
-            of_target = self._examine(target.features).addressed
-            assert of_source is not None
-            assert of_target is not None
-            memory.source_usage.copy_(memory.usage(of_source))
-            memory.target_usage.copy_(memory.usage(of_target))
-            self.health = examine_memory(memory, of_source, source.labels)
-        scores = self._examine(target.features).scores
-        cuts = {rule: find_cut(rule, scores) for rule in self.rules}
-        self.model.rejection.set(cuts[self.rule])
-        return cuts
-
     # -------------------------------------------------------------------------------------------------- measuring
     def on_validation_epoch_start(self) -> None:
         """Finds the cut, from the target's pictures."""
         if self.trained:
-            self._cuts = self.refresh() if not self.trainer.sanity_checking else {}
+            self._cuts = self.domains.refresh() if not self.trainer.sanity_checking else {}
 
     def validation_step(self, batch: DomainImages, batch_idx: int) -> None:
         """Adds a batch of target pictures to the measures."""
@@ -487,9 +378,9 @@ class UniversalDomainAdaptation(pl.LightningModule):
         """Logs what needs no labels, and where there are labels the chosen rule's measures."""
         if self.trained and not self.trainer.sanity_checking:
             if self.clusters_target:
-                self.log("val_consensus", self._consensus or 0.0, prog_bar=True, sync_dist=True)
-            if self.health is not None:
-                self.log("val_used", self.health.used / self.health.total, sync_dist=True)
+                self.log("val_consensus", self.domains.consensus or 0.0, prog_bar=True, sync_dist=True)
+            if self.domains.health is not None:
+                self.log("val_used", self.domains.health.used / self.domains.health.total, sync_dist=True)
             self._log_measures("val", self.scores.measure({self.rule: self._cuts[self.rule]}))
         self.scores.reset()
 
@@ -501,10 +392,10 @@ class UniversalDomainAdaptation(pl.LightningModule):
 
     def on_fit_end(self) -> None:
         """Says how the memory is, and warns where it has collapsed."""
-        if self.health is not None:
-            self._say(f"memory: {self.health}")
-            if self.health.collapsed:
-                warnings.warn(f"the memory has collapsed: {self.health}", stacklevel=2)
+        if self.domains.health is not None:
+            self._say(f"memory: {self.domains.health}")
+            if self.domains.health.collapsed:
+                warnings.warn(f"the memory has collapsed: {self.domains.health}", stacklevel=2)
 
     def _begin(self) -> None:
         if not self.built or not self.trained:
@@ -518,7 +409,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
         """
         self._begin()
         kept = Cut(self.model.rejection.weights.cpu().numpy().copy(), float(self.model.rejection.threshold))
-        self._cuts = {**self.refresh(), self.rule: kept}
+        self._cuts = {**self.domains.refresh(), self.rule: kept}
         self.model.rejection.set(kept)
 
     def test_step(self, batch: DomainImages, batch_idx: int) -> None:
@@ -534,34 +425,17 @@ class UniversalDomainAdaptation(pl.LightningModule):
         report = {
             "method": self.method,
             "setting": data.setting,
+            "rejects": data.rejects,
             "rule": self.rule,
             "classes": self.class_names,
             "clusters": {"with_a_class": counts[1], "without": counts[0]} if self.clusters_target else None,
-            "memory": self.health.as_dict() if self.health is not None else None,
+            "memory": self.domains.health.as_dict() if self.domains.health is not None else None,
             "rules": measured,
         }
         log_json(self, "adaptation", report)
         self._log_measures("test", measured)
         if self.trainer.is_global_zero:
-            print(f"\n{self._text(report)}", flush=True)
-
-    def _text(self, report: dict[str, Any]) -> str:
-        """The terminal's account of a test."""
-        lines = []
-        if report["rules"]:
-            lines.append(rules_table(report["rules"], RULES, self.rule))
-            recalls = recall_rows(report["rules"][self.rule]["recall_by_class"], self.class_names)
-            lines.append("recall: " + ", ".join(f"{name} {share:.1%}" for name, share in recalls))
-        else:
-            lines.append("the target has no labels, so nothing could be measured; 'vision predict' writes the answers")
-        if self.rule == "none" and not self._data().rejects:
-            lines.append(f"nothing is rejected in the setting {report['setting']}")
-        if report["clusters"] is not None:
-            found = report["clusters"]
-            lines.append(f"target clusters: {found['with_a_class']} with a class, {found['without']} without")
-        if self.health is not None:
-            lines.append(f"memory: {self.health}")
-        return "\n".join(lines)
+            print(f"\n{report_text(report)}", flush=True)
 
     # ------------------------------------------------------------------------------------------------ predictions
     def on_predict_start(self) -> None:
@@ -624,7 +498,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the record, so that ``vision infer`` needs the file alone, and the state of the search."""
         checkpoint[RECORD] = self.record.as_dict()
-        checkpoint["search"] = {"found": list(self._found), "consensus": self._consensus}
+        checkpoint["search"] = {"found": list(self.domains.found), "consensus": self.domains.consensus}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes room for as many clusters as the checkpoint has.
@@ -642,5 +516,5 @@ class UniversalDomainAdaptation(pl.LightningModule):
                 raise InputError(f"the checkpoint has {name} {theirs}, the configuration {ours}")
         self.model.clusters.resize(checkpoint["state_dict"], "model.clusters.")
         search = checkpoint.get("search", {})
-        self._found, self._consensus = list(search.get("found", [])), search.get("consensus")
+        self.domains.found, self.domains.consensus = list(search.get("found", [])), search.get("consensus")
         self.trained = True

@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     folder = output_folder(options.out)
     for system in options.systems or SYSTEMS:
         with tempfile.TemporaryDirectory() as scratch:
-            asked = Options(Path(scratch), options.quick, device)
+            asked = Options(Path(scratch), folder / f"{system}.runs", options.quick, device)
             measured: Measured = importlib.import_module(f"scripts.bench.{system}").measure(asked)
         try:
             print(f"\n{_write(folder, system, device, measured)}", flush=True)

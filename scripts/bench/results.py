@@ -20,11 +20,13 @@ class Options:
 
     Attributes:
         folder: an empty one, for what is only needed while measuring.
+        kept: where what is finished may be kept, for a benchmark that was interrupted to go on; need not exist.
         quick: the short form.
         device: that networks run on.
     """
 
     folder: Path
+    kept: Path
     quick: bool
     device: torch.device
 

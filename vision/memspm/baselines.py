@@ -72,21 +72,24 @@ class NeighbourBank(nn.Module):
     def __init__(self, features: Tensor) -> None:
         super().__init__()
         self.register_buffer("bank", F.normalize(features.detach().float(), dim=1), persistent=False)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, unit: Tensor, index: Tensor, prototypes: Tensor) -> Tensor:
-        """The entropy of a feature's similarities to all others and to the classes; the bank then takes the features.
+        """The entropy of a feature's similarities to all others and to the classes.
+
+        The bank takes the features at the next call, since the gradient needs it as it is.
 
         Args:
             unit: ``(B, D)``, of length 1.
             index: int64 ``(B,)``, which rows of the bank they are.
             prototypes: ``(C, D)``, of length 1.
         """
+        if self._last is not None:
+            self.bank[self._last[0]] = self._last[1]
+        self._last = index, unit.detach()
         to_bank = (unit @ self.bank.T / TEMPERATURE).scatter(1, index[:, None], -math.inf)
         logs = torch.cat([unit @ prototypes.T / TEMPERATURE, to_bank], dim=1).log_softmax(dim=1)
-        entropy = -(logs.exp() * logs.masked_fill(logs == -math.inf, 0.0)).sum(dim=1).mean()
-        with torch.no_grad():
-            self.bank[index] = unit.detach()
-        return entropy
+        return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0.0)).sum(dim=1).mean()
 
 
 def entropy_separation(logits: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class DomainRecord:
     method: Method
     memory: MemoryOptions
     width: int
-    decoder: bool
+    decoder: int
     rule: Rule
 
     def as_dict(self) -> dict[str, Any]:

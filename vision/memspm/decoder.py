@@ -6,21 +6,32 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-SIDE = 112
-"""Pixels of the pictures that are drawn."""
+from vision.errors import InputError
+
+SMALLEST = 7
+WIDTHS = (256, 256, 128, 64, 32)
+SIDES = tuple(SMALLEST * 2**doublings for doublings in range(1, len(WIDTHS)))
+"""Pixels of the pictures that can be drawn."""
 
 
 class Decoder(nn.Module):
-    """``(B, features)`` embeddings to ``(B, 3, 112, 112)`` pictures in [0, 1].
+    """``(B, features)`` embeddings to ``(B, 3, side, side)`` pictures in [0, 1], doubled in size block by block.
 
     Args:
         features: of an embedding.
+        side: in pixels: 14, 28, 56 or 112.
+
+    Raises:
+        InputError: another side.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, side: int) -> None:
         super().__init__()
-        widths = (256, 256, 128, 64, 32)
-        self.project = nn.Linear(features, widths[0] * 49)
+        if side not in SIDES:
+            raise InputError(f"decoder: pictures are drawn with {', '.join(map(str, SIDES))} pixels, got {side}")
+        self.side = side
+        widths = WIDTHS[-2 - SIDES.index(side) :]
+        self.project = nn.Linear(features, widths[0] * SMALLEST**2)
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
@@ -36,5 +47,6 @@ class Decoder(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Pictures of embeddings."""
-        drawn: Tensor = self.draw(self.blocks(self.project(embedding).unflatten(1, (-1, 7, 7)))).sigmoid()
+        grid = self.project(embedding).unflatten(1, (-1, SMALLEST, SMALLEST))
+        drawn: Tensor = self.draw(self.blocks(grid)).sigmoid()
         return drawn

@@ -20,7 +20,7 @@ class Health:
     """The state of a memory.
 
     Attributes:
-        used: sub-prototypes that either domain uses (by a tenth of an even share at least).
+        used: sub-prototypes that either domain uses (by an even share at least).
         total: how many there are.
         purity: the share of source pictures that are of the most frequent class of their heaviest sub-prototype.
     """

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision.errors import InputError
@@ -131,16 +130,10 @@ class SubPrototypeMemory(nn.Module):
         return (addressed.weights * share[addressed.rows // self.options.subs]).sum(dim=1)
 
 
-def used(usage: Tensor, least: float = 0.1) -> Tensor:
-    """Which sub-prototypes are used: at least by ``least`` of what each would have if all were used alike.
+def used(usage: Tensor) -> Tensor:
+    """Which sub-prototypes are used: at least as much as each would be if all were used alike.
 
     Args:
         usage: ``(N, S)``, of sum 1.
-        least: in (0, 1).
     """
-    return usage > least / usage.numel()
-
-
-def cosine_to(unit: Tensor, centers: Tensor) -> Tensor:
-    """``(B, D)`` of length 1 and ``(K, D)`` to cosines ``(B, K)``."""
-    return unit @ F.normalize(centers, dim=1).T
+    return usage >= 1 / usage.numel()

@@ -45,7 +45,7 @@ class AdaptationNetwork(nn.Module):
         method: ``memspm``; others have no memory.
         memory: of ``memspm``.
         width: of the head's bottleneck.
-        decoder: whether embeddings can be drawn.
+        decoder: side in pixels of drawn embeddings; 0 for no decoder.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AdaptationNetwork(nn.Module):
         method: Method = "memspm",
         memory: MemoryOptions = MemoryOptions(),  # noqa: B008 (frozen)
         width: int = 256,
-        decoder: bool = False,
+        decoder: int = 0,
     ) -> None:
         super().__init__()
         self.method: Method = method
@@ -64,7 +64,7 @@ class AdaptationNetwork(nn.Module):
         self.memory = SubPrototypeMemory(memory, features) if method == "memspm" else None
         self.head = Head(features, classes, width)
         self.one_vs_all = nn.Linear(width, 2 * classes, bias=False) if method == "ovanet" else None
-        self.decoder = Decoder(features) if decoder else None
+        self.decoder = Decoder(features, decoder) if decoder else None
         self.clusters = ClusterMemory(width)
         self.rejection = Rejection()
 
@@ -78,10 +78,13 @@ class AdaptationNetwork(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> AdaptationNetwork:
-        """An encoder without trained parameters stays in evaluation mode, so that its statistics stay as they are."""
+        """Parts of the encoder without trained parameters stay in evaluation mode: their statistics stay as they are."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
-            self.encoder.eval()
+        for part in self.encoder.modules():
+            parameters = [*part.parameters()]
+            # What has none of its own, as dropout, is as the part is that it belongs to.
+            if (parameters or part is self.encoder) and not any(of.requires_grad for of in parameters):
+                part.eval()
         return self
 
     def address(self, features: Tensor) -> tuple[Tensor, Addressed | None]:

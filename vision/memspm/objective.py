@@ -135,7 +135,7 @@ def reconstruction_loss(network: AdaptationNetwork, embedding: Tensor, thumbnail
     Args:
         network: with a decoder.
         embedding: ``(B, D)``.
-        thumbnail: uint8 ``(B, 3, 112, 112)``.
+        thumbnail: uint8 ``(B, 3, side, side)``.
     """
     assert network.decoder is not None
     return F.mse_loss(network.decoder(embedding).float(), thumbnail.float() / 255)

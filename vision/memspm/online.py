@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision.memspm.clustering import spherical_kmeans
+from vision.memspm.consensus import Matching, class_centers, match
 
 MOMENTUM = 0.95  # of centers
 QUEUE = 2048  # features that centers, consensus and balance are taken over
@@ -32,6 +33,41 @@ def balanced_assignment(similarity: Tensor, steps: int = BALANCE_STEPS) -> Tenso
     return logs.exp()
 
 
+class Queue(nn.Module):
+    """The last features of a domain, at most :data:`QUEUE`, with a number each.
+
+    Args:
+        width: of a feature.
+    """
+
+    rows: Tensor
+    tags: Tensor
+    filled: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(QUEUE, width))
+        self.register_buffer("tags", torch.zeros(QUEUE, dtype=torch.long))
+        self.register_buffer("filled", torch.tensor(0))
+
+    @property
+    def features(self) -> Tensor:
+        """``(n, D)``."""
+        return self.rows[: min(int(self.filled), QUEUE)]
+
+    @property
+    def numbers(self) -> Tensor:
+        """Int64 ``(n,)``."""
+        return self.tags[: min(int(self.filled), QUEUE)]
+
+    def put(self, features: Tensor, numbers: Tensor) -> None:
+        """Takes ``(B, D)`` features and ``(B,)`` numbers in, in the place of the oldest."""
+        places = (self.filled + torch.arange(len(features), device=features.device)) % QUEUE
+        self.rows[places] = features.float()
+        self.tags[places] = numbers
+        self.filled += len(features)
+
+
 class OnlineClusters(nn.Module):
     """The target's clusters, kept up with each batch; no pass over the whole target is needed.
 
@@ -42,49 +78,47 @@ class OnlineClusters(nn.Module):
     """
 
     centers: Tensor
-    queue: Tensor
     codes: Tensor
-    filled: Tensor
 
     def __init__(self, clusters: int, width: int, rows: int) -> None:
         super().__init__()
         self.register_buffer("centers", torch.zeros(clusters, width))
-        self.register_buffer("queue", torch.zeros(QUEUE, width))
         self.register_buffer("codes", torch.full((rows,), -1))
-        self.register_buffer("filled", torch.tensor(0))
+        self.source, self.target = Queue(width), Queue(width)
 
     @property
     def seeded(self) -> bool:
         """Whether enough features have come for there to be centers."""
         return bool(self.centers.any())
 
-    @property
-    def features(self) -> Tensor:
-        """The last target features, ``(n, D)``, at most :data:`QUEUE`."""
-        return self.queue[: min(int(self.filled), QUEUE)]
-
     @torch.no_grad()
-    def update(self, unit: Tensor, index: Tensor) -> None:
-        """Takes in a batch of target features.
+    def update(self, source: Tensor, labels: Tensor, target: Tensor, index: Tensor) -> None:
+        """Takes in a batch of either domain.
 
         Args:
-            unit: ``(B, D)``, of length 1.
+            source: ``(B, D)``, of length 1.
+            labels: int64 ``(B,)``, their classes.
+            target: ``(B, D)``, of length 1.
             index: int64 ``(B,)``, which target pictures they are.
         """
-        places = (self.filled + torch.arange(len(unit), device=unit.device)) % QUEUE
-        self.queue[places] = unit.float()
-        self.filled += len(unit)
-        seen = self.features
+        self.source.put(source, labels)
+        self.target.put(target, index)
+        seen = self.target.features
         if not self.seeded:
-            if len(seen) >= min(SEED_ROWS * len(self.centers), QUEUE):
+            if len(seen) >= SEED_ROWS * len(self.centers):
                 self.centers.copy_(spherical_kmeans(seen, len(self.centers)).centers)
             return
-        with torch.autocast(unit.device.type, enabled=False):
-            plan = balanced_assignment(seen @ self.centers.T)
-            means = F.normalize(plan.T @ seen, dim=1)
-            self.centers.copy_(F.normalize(MOMENTUM * self.centers + (1 - MOMENTUM) * means, dim=1))
-            self._revive(seen)
-            self.codes[index] = (unit.float() @ self.centers.T).argmax(dim=1)
+        plan = balanced_assignment(seen @ self.centers.T)
+        means = F.normalize(plan.T @ seen, dim=1)
+        self.centers.copy_(F.normalize(MOMENTUM * self.centers + (1 - MOMENTUM) * means, dim=1))
+        self._revive(seen)
+        self.codes[index] = (target.float() @ self.centers.T).argmax(dim=1)
+
+    def match(self, classes: int) -> Matching:
+        """Clusters and classes by what the queues hold; see :func:`vision.memspm.consensus.match`."""
+        source, target = self.source.features, self.target.features
+        labels, codes = self.source.numbers, (target @ self.centers.T).argmax(dim=1)
+        return match(source, labels, class_centers(source, labels, classes), target, codes, self.centers)
 
     def _revive(self, seen: Tensor) -> None:
         """Centers that hardly any feature is nearest to start anew where features are badly placed."""
