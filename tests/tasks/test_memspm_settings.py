@@ -109,6 +109,21 @@ def test_online_assignment_finds_pairs(root, tmp_path):
     assert found.logged("val_consensus")[-1] > 0.7
 
 
+@pytest.mark.xfail(
+    strict=True, reason="its memory of the target's clusters has as many places as the training's target"
+)
+def test_online_clusters_are_of_use_on_other_targets(root, tmp_path):
+    clustering = {**CLUSTERING, "assign": "online", "clusters": 4}
+    found = run(write_config(tmp_path / "online.yaml", root, model={"clustering": clustering}, max_epochs=1))
+    assert vision("test", "--config", found.config, "--data.target", "part").returncode == 0
+
+
+@pytest.mark.xfail(strict=True, reason="the cut is found in validation only")
+def test_a_training_without_validation_has_its_cut(root, tmp_path):
+    found = run(write_config(tmp_path / "unseen.yaml", root, limit_val_batches=0))
+    assert found.report["rules"]["blend"]["weights"] != [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("select", ["consensus", "last"])
 def test_the_best_checkpoint_is_that_of_the_best_consensus_or_the_last(root, tmp_path, select):
     clustering = {"warmup": 0, "every": 3, "least": 1}  # with an untrained head first, so that consensus changes
@@ -161,10 +176,3 @@ def test_the_papers_memory_trains_and_a_collapsed_one_is_warned_of(root, tmp_pat
     for finished in (found.trained, found.tested):
         (line,) = [line for line in finished.stdout.splitlines() if warning in line]
         assert "the memory has collapsed (begin it from the data, at a lower temperature)" in line
-
-
-def test_without_a_training_a_test_says_so(root, tmp_path):
-    for verb in ("test", "predict"):
-        finished = vision(verb, "--config", write_config(tmp_path / "untrained.yaml", root))
-        assert finished.returncode == 2
-        assert "run 'vision fit' with this configuration first" in finished.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -79,6 +80,9 @@ def create_encoder(
 
 
 def _load(network: nn.Module, state: dict[str, torch.Tensor], backbone: str, checkpoint: str | Path | None) -> None:
+    own, theirs = getattr(network, "pos_embed", None), state.get("pos_embed")
+    if own is not None and theirs is not None and len(own[0]) != len(theirs[0]):  # pictures of another size
+        state = {**state, "pos_embed": resample_abs_pos_embed(theirs, [*network.patch_embed.grid_size])}  # type: ignore[union-attr, misc]
     load_strict(network, state, f"{checkpoint} (as '{backbone}')")
 
 

@@ -78,7 +78,7 @@ class AdaptationNetwork(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> AdaptationNetwork:
-        """Parts of the encoder without trained parameters stay in evaluation mode: their statistics stay as they are."""
+        """Parts of the encoder without trained parameters stay in evaluation mode, and their statistics as they are."""
         super().train(mode)
         for part in self.encoder.modules():
             parameters = [*part.parameters()]

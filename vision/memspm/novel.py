@@ -13,7 +13,7 @@ from vision.memspm.clustering import spherical_kmeans
 
 FEWEST = 10  # pictures that are divided at all
 APART = 0.1  # the silhouette from which clusters are taken for more than one
-SAMPLE = 2000  # rows that a silhouette is taken of: its cost grows with their square
+SAMPLE = 2000  # rows that the number is found with: the cost of a silhouette grows with their square
 RESTARTS = 4
 
 
@@ -38,26 +38,24 @@ def suggest_classes(unit: Tensor, seed: int = 0, largest: int = 10) -> NovelClas
 
     Args:
         unit: ``(n, D)``, of length 1.
-        seed: of the clusterings, and of the sample of at most 2000 rows that silhouettes are taken of.
+        seed: of the clusterings, and of the sample of at most 2000 rows that the number of clusters is found with.
         largest: number of clusters that is tried; never more than ``n - 1``.
     """
     if not len(unit):
         return NovelClasses(torch.zeros(0, dtype=torch.long), unit.float(), {})
     rows = unit.float()
-    best = spherical_kmeans(rows, 1)
+    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:SAMPLE])
+    sample = rows[chosen.to(rows.device)]
+    start = spherical_kmeans(sample, 1).centers
     silhouettes: dict[int, float] = {}
-    if len(rows) >= FEWEST:
-        sample = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows))[:SAMPLE]).to(rows.device)
-        shown = rows[sample].cpu().numpy()
-        for clusters in range(2, min(largest, len(rows) - 1) + 1):
-            found = spherical_kmeans(rows, clusters, seed, RESTARTS)
-            codes = found.codes[sample].cpu().numpy()
-            # Equal rows can be fewer than the clusters, and the sample can miss small ones.
-            if len(found.codes.unique()) < clusters or not 2 <= len(np.unique(codes)) < len(codes):
-                continue
-            silhouette = float(silhouette_score(shown, codes, metric="cosine"))
-            if silhouette >= APART and silhouette > max(silhouettes.values(), default=-1.0):
-                best = found
-            silhouettes[clusters] = silhouette
+    for clusters in range(2, min(largest, len(rows) - 1) + 1) if len(rows) >= FEWEST else ():
+        found = spherical_kmeans(sample, clusters, seed, RESTARTS)
+        if len(found.codes.unique()) < clusters:  # of equal rows there can be fewer kinds
+            continue
+        silhouette = float(silhouette_score(sample.cpu().numpy(), found.codes.cpu().numpy(), metric="cosine"))
+        if silhouette >= APART and silhouette > max(silhouettes.values(), default=-1.0):
+            start = found.centers
+        silhouettes[clusters] = silhouette
+    best = spherical_kmeans(rows, len(start), start=start)
     order = torch.bincount(best.codes, minlength=len(best.centers)).argsort(descending=True, stable=True)
     return NovelClasses(order.argsort()[best.codes], best.centers[order], silhouettes)

@@ -63,7 +63,7 @@ def test_equal_pictures():
     assert suggest_classes(two).codes.tolist() == [1] * 7 + [0] * 13
 
 
-def test_more_rows_than_the_silhouettes_are_taken_of_and_a_limit():
+def test_more_rows_than_the_number_is_found_with_and_a_limit():
     rows, labels = bundles([1500, 900, 700])
     found = suggest_classes(rows, largest=4)
     assert torch.equal(found.codes, labels)
