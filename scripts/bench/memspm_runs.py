@@ -182,20 +182,22 @@ def _style_nmi(checkpoint: Path, run: Run) -> float:
 
 
 def runs(jobs: Sequence[Run], kept: Path) -> Iterator[Row]:
-    """A row for each run, as they end."""
+    """A row for each run, as they end; first those that are kept."""
     kept.mkdir(parents=True, exist_ok=True)
-    for pair in dict.fromkeys(job.pair for job in jobs):
+    left = [job for job in jobs if not (kept / f"{job.key}.json").is_file()]
+    for job in jobs:
+        if job not in left:
+            yield follow(job, kept)
+    for pair in dict.fromkeys(job.pair for job in left):
         resolve_root(f"builtin:{pair}")  # written once, and its features made once, not by two processes at a time
         if not (kept / "features" / pair / "target").is_dir():
-            first = next(job for job in jobs if job.pair == pair)
-            for _ in in_processes(partial(follow, kept=kept), [first]):
-                pass
+            follow(next(job for job in left if job.pair == pair), kept)
     # The long ones first.
-    order = sorted(jobs, key=lambda job: ("decoder" not in job.contender, not job.contender.startswith("memspm")))
-    for number, (_, row) in enumerate(in_processes(partial(follow, kept=kept), order), start=1):
+    left.sort(key=lambda job: ("decoder" not in job.contender, not job.contender.startswith("memspm")))
+    for number, (_, row) in enumerate(in_processes(partial(follow, kept=kept), left), start=1):
         rule = row["rule"]
         shown = row["metrics"].get(f"{rule}_h", row["metrics"].get(f"{rule}_accuracy"))
-        print(f"[{number}/{len(jobs)}] {row['name']}: {rule} {shown}", flush=True)
+        print(f"[{number}/{len(left)}] {row['name']}: {rule} {shown}", flush=True)
         yield row
 
 

@@ -297,10 +297,8 @@ def main(arguments: list[str]) -> None:
     answers, target = examiner.answer(files, unreadable)
     novel = suggest_classes(answers.unknown)
     found = candidates(answers, novel, record.class_names)
-    names = [
-        UNKNOWN if score <= 0 else record.class_names[number]
-        for number, score in zip(answers.classes, answers.scores, strict=True)
-    ]
+    best = zip(answers.classes.tolist(), answers.rejected.tolist(), strict=True)
+    names = [UNKNOWN if rejected else record.class_names[number] for number, rejected in best]
     new = np.full(len(names), "", dtype=object)
     new[answers.rejected] = [found.classes[code].name for code in novel.codes.tolist()]
     _write(folder, record, answers, names, new.tolist(), found, unreadable)

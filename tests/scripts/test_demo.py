@@ -93,6 +93,20 @@ def test_at_a_high_rate_tent_forgets_and_ecotta_holds(demo):
     assert forgotten["ecotta"] < forgotten["tent"] - 0.02
 
 
+def test_digits_of_no_class_are_told_from_the_others(demo):
+    found = demo.systems["memspm"]
+    assert found["h"]["none"] == 0
+    assert found["h"]["blend"] >= 0.6
+    assert found["memory"]["used"] >= 0.3 * found["memory"]["total"]
+    blend = {
+        (row["pair"], row["seed"]): row["metrics"]["blend_h"]
+        for row in found["compared"]
+        if row["contender"] == "memspm"
+    }
+    assert len(blend) == 4
+    assert all(h >= 0.7 for (pair, _), h in blend.items() if pair == "styles")
+
+
 # ---------------------------------------------------------------------------------------------------- what is counted
 def test_exported_networks_decide_as_the_trained_ones(demo):
     for data in ("photographs", "digits"):
@@ -135,6 +149,8 @@ def test_the_report_opens(demo):
         "eight motions, unseen photographs",
         "Which pictures a person should look at first",
         "Seven methods on one stream",
+        "Where to cut: every rule on one network",
+        "sub-prototypes that decided",
     ):
         assert shown in page
 

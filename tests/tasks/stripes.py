@@ -145,7 +145,11 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 
 
 def write_config(
-    file: Path, root: Path | str, model: dict | None = None, data: dict | None = None, **trainer: Any
+    file: Path,
+    root: Path | str,
+    model: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> Path:
     """The configuration of such a training, whose runs are beside it; every step is logged."""
     content = {

@@ -26,7 +26,7 @@ RULES: dict[Rule, str] = {
     "cluster_otsu": "Otsu on entropy and cluster margin",
     "usage": "Otsu on the usage of the memory",
     "fused": "Otsu on usage and cluster margin",
-    "blend": "usage, and entropy and cluster margin, by how far the domains share the memory",
+    "blend": "usage or clusters, by how far the memory is shared",
     "one_vs_all": "one-vs-all classifiers (OVANet)",
 }
 NEEDS: dict[Rule, tuple[str, ...]] = {
