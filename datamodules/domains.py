@@ -161,7 +161,7 @@ class Domains(Images):
             clusters: int64 ``(target,)``, the cluster of each target row.
         """
         given = {"source": source_groups, "target": target_groups, "clusters": clusters}
-        tensors = {name: torch.from_numpy(np.array(array, np.int32)) for name, array in given.items()}
+        tensors = {name: torch.as_tensor(array).to(torch.int32) for name, array in given.items()}
         self._assigned = {**tensors, "number": self.grouping + 1}
         self._hand_over_groups()
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tasks.domain_survey import CHUNK, Survey, survey
-from vision.batches import DomainImages
+from vision.batches import DomainBatch, DomainImages
 from vision.errors import InputError
 from vision.memspm.addressing import Addressed
 from vision.memspm.clustering import Clusters, spherical_kmeans
 from vision.memspm.consensus import Matching, class_centers, match, search_clusters, settled
-from vision.memspm.grouping import group
+from vision.memspm.grouping import Grouping, group
 from vision.memspm.health import Health, examine_memory
 from vision.memspm.model import Examined
 from vision.memspm.rejection import Cut, Rule, find_cut
@@ -52,7 +52,8 @@ class BothDomains:
     Attributes:
         consensus: of the last matching of clusters and classes; None before the first.
         found: the number of clusters of each search.
-        health: of the memory, at the last :meth:`refresh`; None without a memory.
+        health: of the memory, when its cuts were last found; None without a memory.
+        groups: of the last clustering in this process; None before.
     """
 
     def __init__(self, task: UniversalDomainAdaptation) -> None:
@@ -60,7 +61,9 @@ class BothDomains:
         self.consensus: float | None = None
         self.found: list[int] = []
         self.health: Health | None = None
+        self.groups: Grouping | None = None
         self._surveyed: dict[str, Survey] = {}
+        self._fresh: tuple[int, float | None] | None = None
 
     @property
     def data(self) -> DomainData:
@@ -69,7 +72,7 @@ class BothDomains:
 
     def forget(self) -> None:
         """The features are made anew: the data or the encoder may be other ones."""
-        self._surveyed = {}
+        self._surveyed, self._fresh = {}, None
 
     def survey(self, domain: str) -> Survey:
         """A whole domain as features; of a frozen encoder they are made once."""
@@ -87,7 +90,8 @@ class BothDomains:
         """What the network says of many features, in evaluation mode."""
         training = self.task.model.training
         self.task.model.eval()
-        parts = [self.task.model.examine(chunk) for chunk in features.split(CHUNK)]
+        with self.task.trainer.precision_plugin.forward_context():  # as the batches of an evaluation are
+            parts = [self.task.model.examine(chunk) for chunk in features.split(CHUNK)]
         self.task.model.train(training)
         addressed = [part.addressed for part in parts if part.addressed is not None]
         together = Addressed(*(torch.cat(of) for of in zip(*addressed, strict=True))) if addressed else None
@@ -109,7 +113,8 @@ class BothDomains:
             clusters, matching = self._searched(neck, source.labels, self.examine(target.features).neck)
             labels, codes, centers = source.spread(source.labels), target.spread(clusters.codes), clusters.centers
         self.consensus = matching.score
-        groups = group(matching, labels, codes, len(centers), self.task.clustering.least)
+        groups = group(matching, labels.to(codes.device), codes, len(centers), self.task.clustering.least)
+        self.groups = groups
         self.task.model.clusters.set(centers, groups.to_class)
         self.data.regroup(groups.source.cpu(), groups.target.cpu(), groups.clusters.cpu())
 
@@ -126,20 +131,46 @@ class BothDomains:
         self.found.append(len(found.clusters.centers))
         return found.clusters, found.matching
 
+    def relabel(self, batch: DomainBatch) -> None:
+        """Gives what a step has drawn by group its present groups; steps are drawn some time ahead of a clustering."""
+        if self.groups is None or batch["grouping"] == self.data.grouping:
+            return
+        of_part = {
+            "aligned_source": self.groups.source,
+            "aligned_target": self.groups.target,
+            "clustered": self.groups.clusters,
+        }
+        for name, groups in of_part.items():
+            part: DomainImages = batch[name]  # type: ignore[literal-required]
+            part["group"] = groups.to(part["index"].device)[part["index"]]
+            kept = part["group"] >= 0
+            for key in ("media", "index", "group", "thumbnail"):
+                part[key] = part[key][kept]
+
     @torch.no_grad()
-    def refresh(self) -> dict[Rule, Cut]:
-        """Brings the memory's usage and the cut up to date with the network; gives the cuts of all rules."""
-        target = self.survey("target")
+    def refresh(self) -> None:
+        """Brings the memory's usage and the cut up to date with the network, unless no step was made since."""
+        place = (self.task.trainer.global_step, self.consensus)
+        if self._fresh == place:
+            return
+        self._fresh = place
+        if (memory := self.task.model.memory) is not None:
+            found = []
+            for domain in ("source", "target"):
+                addressed = self.examine(self.survey(domain).features).addressed
+                assert addressed is not None
+                found.append(addressed)
+            memory.source_usage.copy_(memory.usage(found[0]))
+            memory.target_usage.copy_(memory.usage(found[1]))
+        self.task.model.rejection.set(self.cuts()[self.task.rule])
+
+    @torch.no_grad()
+    def cuts(self) -> dict[Rule, Cut]:
+        """Where each rule cuts, from the whole target, with the memory's usage as it is; looks at its health too."""
         if (memory := self.task.model.memory) is not None:
             source = self.survey("source")
-            of_source = self.examine(source.features).addressed
-            of_target = self.examine(target.features).addressed
-            assert of_source is not None
-            assert of_target is not None
-            memory.source_usage.copy_(memory.usage(of_source))
-            memory.target_usage.copy_(memory.usage(of_target))
-            self.health = examine_memory(memory, of_source, source.labels)
-        scores = self.examine(target.features).scores
-        cuts = {rule: find_cut(rule, scores) for rule in self.task.rules}
-        self.task.model.rejection.set(cuts[self.task.rule])
-        return cuts
+            addressed = self.examine(source.features).addressed
+            assert addressed is not None
+            self.health = examine_memory(memory, addressed, source.labels)
+        scores = self.examine(self.survey("target").features).scores
+        return {rule: find_cut(rule, scores) for rule in self.task.rules}

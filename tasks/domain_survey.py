@@ -56,7 +56,8 @@ def survey(task: pl.LightningModule, network: AdaptationNetwork, batches: Iterab
     for batch in batches:
         task.trainer.datamodule.count_unreadable(batch["unreadable"])  # type: ignore[attr-defined]
         if len(batch["index"]):
-            features = network.encode(batch["media"].to(task.device)).float()
+            with task.trainer.precision_plugin.forward_context():
+                features = network.encode(batch["media"].to(task.device)).float()
             parts.append((features, batch["index"].to(task.device), batch["group"].to(task.device)))
     network.train(training)
     width = parts[0][0].shape[1] if parts else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -25,6 +24,7 @@ from vision.checkpoints import weights_hash
 from vision.errors import InputError
 from vision.memspm.baselines import NeighbourBank
 from vision.memspm.checkpoint import RECORD, DomainRecord
+from vision.memspm.decoder import SIDES
 from vision.memspm.encoder import Feature, Trainable, create_encoder, encoder_preprocessing, set_trainable
 from vision.memspm.grouping import ClusterOptions
 from vision.memspm.memory import MemoryOptions
@@ -156,6 +156,8 @@ class UniversalDomainAdaptation(pl.LightningModule):
         super().__init__()
         if pretrained and checkpoint is not None:
             raise InputError("give either pretrained or checkpoint, not both")
+        if decoder not in (0, *SIDES):
+            raise InputError(f"decoder draws {', '.join(map(str, SIDES))} pixels, or 0 for none; got {decoder}")
         if width < 1:
             raise InputError(f"width must be at least 1, got {width}")
         self.method: Method = method
@@ -182,6 +184,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
         self.online: OnlineClusters | None = None
         self.bank: NeighbourBank | None = None
         self.domains = BothDomains(self)
+        self._kept_rule: Rule | None = None
 
     @property
     def rules(self) -> list[Rule]:
@@ -212,14 +215,17 @@ class UniversalDomainAdaptation(pl.LightningModule):
     def configure_models(self) -> None:
         """The network, and clusters that are kept up online."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
-        weights = self.source_of_weights if fitting else {}  # otherwise they come with the checkpoint
+        # Otherwise weights come with the checkpoint, and what only a training needs is left in it.
+        weights = self.source_of_weights if fitting else {}
         encoder, features = create_encoder(self.backbone, self.preprocessing.size, feature=self.feature, **weights)  # type: ignore[arg-type]
         set_trainable(encoder, self.trainable)
         classes = len(self.class_names)
         self.model = AdaptationNetwork(encoder, features, classes, self.method, self.memory, self.width, self.decoder)
-        if self.clusters_target and self.clustering.assign == "online":
-            count = self.clustering.clusters or 2 * classes
-            self.online = OnlineClusters(count, self.width, self._data().sizes["target"])
+        rows = self._data().sizes["target"]
+        if fitting and self.clusters_target and self.clustering.assign == "online":
+            self.online = OnlineClusters(self.clustering.clusters or 2 * classes, self.width, rows)
+        if fitting and self.method == "dance":
+            self.bank = NeighbourBank(rows, self.width)
 
     def configure_callbacks(self) -> list[Callback]:
         """Clustering is a callback."""
@@ -259,7 +265,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
     # -------------------------------------------------------------------------------------------------- training
     def on_fit_start(self) -> None:
         """Says what is trained."""
-        self.trained = True
+        self.trained, self._kept_rule = True, None
         self.domains.forget()
 
     def on_train_start(self) -> None:
@@ -267,24 +273,21 @@ class UniversalDomainAdaptation(pl.LightningModule):
         if self.global_step == 0 and self.model.memory is not None and self.memory.start == "data":
             source, target = self.domains.survey("source"), self.domains.survey("target")
             self.model.memory.start_from(source.features, target.features)
-        if self.method == "dance":
+        if self.global_step == 0 and self.bank is not None:
             target = self.domains.survey("target")
-            bank = torch.zeros(target.rows, self.width, device=self.device)
-            bank[target.index] = self.domains.examine(target.features).neck
-            self.bank = NeighbourBank(bank).to(self.device)
+            self.bank.fill(self.domains.examine(target.features).neck, target.index)
 
     def training_step(self, batch: DomainBatch, batch_idx: int) -> Tensor:
         """The losses of the method, summed: with separate passes they have the gradient of DCC's three."""
         names = ["source"]
         if self.clusters_target:
             names += ["aligned_source", "aligned_target", "clustered"]
-            if batch["grouping"] != self._data().grouping:  # drawn ahead, from groups that are no more
-                names = ["source"]
+            self.domains.relabel(batch)
         if self.method in ("ovanet", "dance") or self.online is not None or self.decoder:
             names.append("target")
         parts = self._parts(batch, [name for name in names if len(batch[name]["index"])])  # type: ignore[literal-required]
         if "source" not in parts or len(parts["source"].group) < 2:
-            raise InputError("no source pictures could be read for a step")
+            raise InputError("a step needs two source pictures that can be read: raise data.batch_size")
         loss, source_neck = source_loss(self.model, parts["source"])
         losses = {"ce": loss}
         if "clustered" in parts:
@@ -361,9 +364,12 @@ class UniversalDomainAdaptation(pl.LightningModule):
 
     # -------------------------------------------------------------------------------------------------- measuring
     def on_validation_epoch_start(self) -> None:
-        """Finds the cut, from the target's pictures."""
-        if self.trained:
-            self._cuts = self.domains.refresh() if not self.trainer.sanity_checking else {}
+        """Finds the cut, from the target's pictures; that of a checkpoint is kept."""
+        if self.trained and not self.trainer.sanity_checking:
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self.domains.refresh()
+            rejection = self.model.rejection
+            self._cuts = {self.rule: Cut(rejection.weights.cpu().numpy().copy(), float(rejection.threshold))}
 
     def validation_step(self, batch: DomainImages, batch_idx: int) -> None:
         """Adds a batch of target pictures to the measures."""
@@ -391,26 +397,28 @@ class UniversalDomainAdaptation(pl.LightningModule):
                 self.log(f"{part}_{name}", float(of[name]), prog_bar=name == "h", sync_dist=True)
 
     def on_fit_end(self) -> None:
-        """Says how the memory is, and warns where it has collapsed."""
+        """Says how the memory is, and where it has collapsed."""
         if self.domains.health is not None:
             self._say(f"memory: {self.domains.health}")
-            if self.domains.health.collapsed:
-                warnings.warn(f"the memory has collapsed: {self.domains.health}", stacklevel=2)
 
     def _begin(self) -> None:
         if not self.built or not self.trained:
             raise InputError("there is no trained network: run 'vision fit' with this configuration first")
 
     def on_test_start(self) -> None:
-        """Checks that there is a trained network, whose cut is kept, and finds those of the other rules.
+        """Checks that there is a trained network, and finds the cuts of all rules; a checkpoint's own is kept.
 
         Raises:
             InputError: there is no trained network.
         """
         self._begin()
-        kept = Cut(self.model.rejection.weights.cpu().numpy().copy(), float(self.model.rejection.threshold))
-        self._cuts = {**self.domains.refresh(), self.rule: kept}
-        self.model.rejection.set(kept)
+        if self._kept_rule is None:
+            self.domains.refresh()  # trained a moment ago
+        self._cuts = self.domains.cuts()
+        if self._kept_rule == self.rule:
+            rejection = self.model.rejection
+            self._cuts[self.rule] = Cut(rejection.weights.cpu().numpy().copy(), float(rejection.threshold))
+        self.model.rejection.set(self._cuts[self.rule])
 
     def test_step(self, batch: DomainImages, batch_idx: int) -> None:
         """Adds a batch of target pictures to the measures."""
@@ -497,6 +505,10 @@ class UniversalDomainAdaptation(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the record, so that ``vision infer`` needs the file alone, and the state of the search."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.domains.refresh()  # in place: the tensors in the checkpoint are the network's
+        if self.bank is not None:
+            self.bank.flush()
         checkpoint[RECORD] = self.record.as_dict()
         checkpoint["search"] = {"found": list(self.domains.found), "consensus": self.domains.consensus}
 
@@ -517,4 +529,8 @@ class UniversalDomainAdaptation(pl.LightningModule):
         self.model.clusters.resize(checkpoint["state_dict"], "model.clusters.")
         search = checkpoint.get("search", {})
         self.domains.found, self.domains.consensus = list(search.get("found", [])), search.get("consensus")
-        self.trained = True
+        self.trained, self._kept_rule = True, record.rule
+        parts = {"online": self.online, "bank": self.bank}
+        for key in [*checkpoint["state_dict"]]:
+            if parts.get(key.split(".")[0], self) is None:
+                del checkpoint["state_dict"][key]

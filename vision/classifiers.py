@@ -157,7 +157,7 @@ def create_trunk(
     with unchanged(network), torch.no_grad():
         try:
             features = network.eval()(torch.zeros(1, 3, *size))
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:
             raise InputError(f"'{backbone}' does not take images of {size[0]}x{size[1]} pixels") from error
     return network, int(features.shape[1])
 

@@ -103,8 +103,7 @@ class Encoded(pl.Callback):
         pl_module.model.encoder.register_forward_pre_hook(count)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        grouped = ("aligned_source", "aligned_target", "clustered")
-        parts = ("source", *grouped) if batch["grouping"] == trainer.datamodule.grouping else ("source",)
+        parts = ("source", "aligned_source", "aligned_target", "clustered")
         self.of_steps += sum(len(batch[part]["index"]) for part in parts)
 
 

@@ -69,7 +69,7 @@ def checkpoint(trained) -> Path:
         ("--model.clustering.every 0", "clustering.every must be at least 1, got 0"),
         ("--model.clustering.smallest 40", "36 target pictures, at least 40 are needed to look for 40 clusters"),
         ("--model.decoder 14", "the decoder draws 14x14 pixels: set data.thumbnails to that"),
-        ("--model.decoder 15 --data.thumbnails 15", "pictures are drawn with 14, 28, 56, 112 pixels, got 15"),
+        ("--model.decoder 15 --data.thumbnails 15", "decoder draws 14, 28, 56, 112 pixels, or 0 for none; got 15"),
         ("--model.trainable all", "trainable: HOG has nothing to train as 'all'"),
         (
             "--model.backbone test_resnet --model.trainable norm --data.image_size 32 --data.cache CACHE",

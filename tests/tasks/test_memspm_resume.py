@@ -58,11 +58,8 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(root, tmp_path, case):
     assert differing(whole, resumed.state_dict()) == []
 
 
-@pytest.mark.parametrize("case", ["dance", "workers"])
-@pytest.mark.xfail(strict=True, reason="the bank of features, and what workers have drawn ahead, are not kept")
-def test_a_resumed_training_that_ends_otherwise(root, tmp_path, case):
-    """Step 7 is right behind a clustering, so that a worker had drawn the next steps before it."""
-    settings, options = {"dance": ({"method": "dance"}, {}), "workers": ({}, {"num_workers": 1})}[case]
+def test_the_bank_of_features_is_resumed(root, tmp_path):
+    settings, options = {"method": "dance"}, {}
     whole = fit(
         tmp_path, task(**settings), data(root, **options), callbacks=_steps(tmp_path, 7), enable_checkpointing=True
     )

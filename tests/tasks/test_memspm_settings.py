@@ -109,16 +109,12 @@ def test_online_assignment_finds_pairs(root, tmp_path):
     assert found.logged("val_consensus")[-1] > 0.7
 
 
-@pytest.mark.xfail(
-    strict=True, reason="its memory of the target's clusters has as many places as the training's target"
-)
 def test_online_clusters_are_of_use_on_other_targets(root, tmp_path):
     clustering = {**CLUSTERING, "assign": "online", "clusters": 4}
     found = run(write_config(tmp_path / "online.yaml", root, model={"clustering": clustering}, max_epochs=1))
     assert vision("test", "--config", found.config, "--data.target", "part").returncode == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the cut is found in validation only")
 def test_a_training_without_validation_has_its_cut(root, tmp_path):
     found = run(write_config(tmp_path / "unseen.yaml", root, limit_val_batches=0))
     assert found.report["rules"]["blend"]["weights"] != [0, 0, 0, 0]

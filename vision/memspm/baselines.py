@@ -64,15 +64,26 @@ class NeighbourBank(nn.Module):
     """The target's features as they were last seen, for DANCE's neighbourhood clustering.
 
     Args:
-        features: ``(m, D)``, of all target pictures.
+        rows: target pictures.
+        width: of a feature.
     """
 
     bank: Tensor
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("bank", F.normalize(features.detach().float(), dim=1), persistent=False)
+        self.register_buffer("bank", torch.zeros(rows, width))
         self._last: tuple[Tensor, Tensor] | None = None
+
+    def fill(self, features: Tensor, index: Tensor) -> None:
+        """Takes features ``(n, D)`` of the rows ``index`` as they are before the training."""
+        self.bank[index] = F.normalize(features.detach().float(), dim=1)
+
+    def flush(self) -> None:
+        """Takes the features of the last call."""
+        if self._last is not None:
+            self.bank[self._last[0]] = self._last[1]
+            self._last = None
 
     def forward(self, unit: Tensor, index: Tensor, prototypes: Tensor) -> Tensor:
         """The entropy of a feature's similarities to all others and to the classes.
@@ -84,8 +95,7 @@ class NeighbourBank(nn.Module):
             index: int64 ``(B,)``, which rows of the bank they are.
             prototypes: ``(C, D)``, of length 1.
         """
-        if self._last is not None:
-            self.bank[self._last[0]] = self._last[1]
+        self.flush()
         self._last = index, unit.detach()
         to_bank = (unit @ self.bank.T / TEMPERATURE).scatter(1, index[:, None], -math.inf)
         logs = torch.cat([unit @ prototypes.T / TEMPERATURE, to_bank], dim=1).log_softmax(dim=1)

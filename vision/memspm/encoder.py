@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vision.checkpoints import load_strict, read_checkpoint
 from vision.classifiers import OWN, create_timm, create_trunk, preprocessing_of, timm_name
 from vision.errors import InputError
-from vision.memspm.official import UNIOT_ENCODER_PREPROCESSING, encoder_state, release_of
+from vision.memspm.official import DCC_PREPROCESSING, UNIOT_ENCODER_PREPROCESSING, encoder_state, release_of
 from vision.preprocessing import Preprocessing
 
 Feature = Literal["auto", "pooled", "projected"]
@@ -34,9 +35,11 @@ def projects(backbone: str, feature: Feature) -> bool:
 
 def encoder_preprocessing(backbone: str, checkpoint: str | Path | None) -> Preprocessing:
     """What pictures an encoder takes: the network's own, or that of an official release where the file is one."""
-    if checkpoint is not None and release_of(read_checkpoint(checkpoint)) == "UniOT":
-        return UNIOT_ENCODER_PREPROCESSING
-    return preprocessing_of(backbone)
+    release = release_of(read_checkpoint(checkpoint)) if checkpoint is not None else None
+    if release == "CLIP":
+        return replace(preprocessing_of(backbone), crop_pct=1.0)  # OpenAI's own
+    own = {"UniOT": UNIOT_ENCODER_PREPROCESSING, "DCC": DCC_PREPROCESSING}
+    return own[release] if release is not None else preprocessing_of(backbone)
 
 
 def create_encoder(

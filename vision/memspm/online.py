@@ -10,7 +10,8 @@ from vision.memspm.clustering import spherical_kmeans
 from vision.memspm.consensus import Matching, class_centers, match
 
 MOMENTUM = 0.95  # of centers
-QUEUE = 2048  # features that centers, consensus and balance are taken over
+QUEUE = 2048  # features of a domain that centers, consensus and balance are taken over, at least
+ROWS_A_CENTER = 8
 SHARPNESS = 0.05  # of the assignment
 BALANCE_STEPS = 3
 DEAD = 0.1  # of an even share of the queue: a center with less takes the worst placed feature
@@ -34,35 +35,36 @@ def balanced_assignment(similarity: Tensor, steps: int = BALANCE_STEPS) -> Tenso
 
 
 class Queue(nn.Module):
-    """The last features of a domain, at most :data:`QUEUE`, with a number each.
+    """The last features of a domain, with a number each.
 
     Args:
         width: of a feature.
+        length: how many.
     """
 
     rows: Tensor
     tags: Tensor
     filled: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, length: int) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.zeros(QUEUE, width))
-        self.register_buffer("tags", torch.zeros(QUEUE, dtype=torch.long))
+        self.register_buffer("rows", torch.zeros(length, width))
+        self.register_buffer("tags", torch.zeros(length, dtype=torch.long))
         self.register_buffer("filled", torch.tensor(0))
 
     @property
     def features(self) -> Tensor:
         """``(n, D)``."""
-        return self.rows[: min(int(self.filled), QUEUE)]
+        return self.rows[: int(self.filled)]
 
     @property
     def numbers(self) -> Tensor:
         """Int64 ``(n,)``."""
-        return self.tags[: min(int(self.filled), QUEUE)]
+        return self.tags[: int(self.filled)]
 
     def put(self, features: Tensor, numbers: Tensor) -> None:
         """Takes ``(B, D)`` features and ``(B,)`` numbers in, in the place of the oldest."""
-        places = (self.filled + torch.arange(len(features), device=features.device)) % QUEUE
+        places = (self.filled + torch.arange(len(features), device=features.device)) % len(self.rows)
         self.rows[places] = features.float()
         self.tags[places] = numbers
         self.filled += len(features)
@@ -84,7 +86,8 @@ class OnlineClusters(nn.Module):
         super().__init__()
         self.register_buffer("centers", torch.zeros(clusters, width))
         self.register_buffer("codes", torch.full((rows,), -1))
-        self.source, self.target = Queue(width), Queue(width)
+        length = max(QUEUE, ROWS_A_CENTER * clusters)
+        self.source, self.target = Queue(width, length), Queue(width, length)
 
     @property
     def seeded(self) -> bool:

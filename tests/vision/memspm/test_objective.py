@@ -112,7 +112,8 @@ def test_ovanet():
 
 def test_dance():
     network = _network("dance")
-    bank = NeighbourBank(torch.randn(6, 8))
+    bank = NeighbourBank(6, 8)
+    bank.fill(torch.randn(6, 8), torch.arange(6))
     losses = dance_loss(network, _rows(_pictures(4), [-1] * 4), bank, LossWeights(dance=0.05))
     assert set(losses) == {"neighbours", "separation"}
     assert 0 < float(losses["neighbours"].detach()) < 0.05 * math.log(6 + CLASSES)
