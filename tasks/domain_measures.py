@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -123,3 +123,38 @@ def report_text(report: Mapping[str, Any]) -> str:
     if (memory := report["memory"]) is not None:
         lines.append(f"memory: {Health(**memory)}")
     return "\n".join(lines)
+
+
+class DomainPrediction(TypedDict):
+    """What ``predict_step`` gives for a batch.
+
+    Keys:
+        path: the files, ``B`` strings.
+        classes: int64 ``(B,)``; the number of classes stands for unknown.
+        scores: float64 ``(B,)``: how far above the cut; unknown is what is not above 0.
+        rows: int64 ``(B, K)``: the sub-prototypes, the heaviest first; ``(B, 0)`` without a memory.
+        weights: ``(B, K)``: theirs.
+    """
+
+    path: list[str]
+    classes: Tensor
+    scores: Tensor
+    rows: Tensor
+    weights: Tensor
+
+
+def prediction_rows(outputs: DomainPrediction, class_names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """A header and a row a picture: class or unknown, score, and the sub-prototypes with their weights."""
+    names = [*class_names, "unknown"]
+    rows = []
+    for number, path in enumerate(outputs["path"]):
+        made_of = zip(outputs["rows"][number].tolist(), outputs["weights"][number].tolist(), strict=True)
+        rows.append(
+            [
+                path,
+                names[int(outputs["classes"][number])],
+                f"{float(outputs['scores'][number]):.4f}",
+                " ".join(f"{row}:{weight:.3f}" for row, weight in made_of),
+            ]
+        )
+    return ["path", "class", "score", "sub_prototypes"], rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tasks.domain_measures import OpenSetScores, report_text
+from tasks.domain_measures import DomainPrediction, OpenSetScores, prediction_rows, report_text
 from tasks.domain_state import BothDomains
 from tasks.optimization import scheduled
 from tasks.reporting import log_json
@@ -54,24 +54,6 @@ class RateScales:
 
     memory: float = 1.0
     encoder: float = 0.1
-
-
-class DomainPrediction(TypedDict):
-    """What ``predict_step`` gives for a batch.
-
-    Keys:
-        path: the files, ``B`` strings.
-        classes: int64 ``(B,)``; the number of classes stands for unknown.
-        scores: float64 ``(B,)``: how far above the cut; unknown is what is not above 0.
-        rows: int64 ``(B, K)``: the sub-prototypes, the heaviest first; ``(B, 0)`` without a memory.
-        weights: ``(B, K)``: theirs.
-    """
-
-    path: list[str]
-    classes: Tensor
-    scores: Tensor
-    rows: Tensor
-    weights: Tensor
 
 
 class Recluster(Callback):
@@ -473,19 +455,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
 
     def prediction_rows(self, outputs: DomainPrediction) -> tuple[list[str], list[list[str]]]:
         """The header and the rows of ``predictions.csv`` for what ``predict_step`` gave."""
-        names = [*self.class_names, "unknown"]
-        rows = []
-        for number, path in enumerate(outputs["path"]):
-            made_of = zip(outputs["rows"][number].tolist(), outputs["weights"][number].tolist(), strict=True)
-            rows.append(
-                [
-                    path,
-                    names[int(outputs["classes"][number])],
-                    f"{float(outputs['scores'][number]):.4f}",
-                    " ".join(f"{row}:{weight:.3f}" for row, weight in made_of),
-                ]
-            )
-        return ["path", "class", "score", "sub_prototypes"], rows
+        return prediction_rows(outputs, self.class_names)
 
     # ----------------------------------------------------------------------------------------------- checkpoints
     @property

@@ -59,18 +59,29 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="less of it, in minutes; says what it leaves out")
     parser.add_argument("--device", default="cpu", help="cpu (one thread; the default), cuda, cuda:1")
+    own = "of a system that compares on your own data (memspm)"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"{own}: names the data, in the place of built-in")
+    parser.add_argument("--domains", nargs="+", default=[], metavar="D", help=f"{own}: each is source and target")
     options = parser.parse_args(arguments)
     for system in options.systems:
         if system not in SYSTEMS:
             raise InputError(
                 f"bench: no system '{system}'{did_you_mean(system, SYSTEMS)}; there are {', '.join(SYSTEMS)}"
             )
+    own_data = options.config is not None
+    if own_data != bool(options.domains) or (own_data and options.systems != ["memspm"]):
+        raise InputError(
+            "your own data are compared on by: vision bench memspm --config FILE --domains D E ... --out DIR"
+        )
     device = usable_device(options.device, ("cpu", "cuda"))
     folder = output_folder(options.out)
     for system in options.systems or SYSTEMS:
         with tempfile.TemporaryDirectory() as scratch:
             asked = Options(Path(scratch), folder / f"{system}.runs", options.quick, device)
-            measured: Measured = importlib.import_module(f"scripts.bench.{system}").measure(asked)
+            module = importlib.import_module(f"scripts.bench.{system}")
+            measured: Measured = (
+                module.sweep(asked, options.config, options.domains) if own_data else module.measure(asked)
+            )
         try:
             print(f"\n{_write(folder, system, device, measured)}", flush=True)
         except OSError as error:

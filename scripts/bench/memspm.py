@@ -8,11 +8,12 @@ from typing import Any
 
 from scripts.bench.memspm_costs import BATCH, costs
 from scripts.bench.memspm_runs import METHODS, PAIRS, SPLITS, VARIANTS, Run, runs, values
+from scripts.bench.memspm_sweep import sweep
 from scripts.bench.memspm_tables import SHOWN, difference, pictures, tables
 from scripts.bench.results import Measured, Options, claim, mean_and_error
 from vision.measure import Comparison
 
-__all__ = ["measure", "pictures", "tables"]
+__all__ = ["measure", "pictures", "sweep", "tables"]
 
 Row = Mapping[str, Any]
 SEEDS = tuple(range(10, 20))

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from datamodules import Domains
-from datamodules.builtin import resolve_root
 from datamodules.domain_splits import Setting
 from scripts.bench.results import rounded
 from scripts.bench.trainings import in_processes, run_vision
 from scripts.demo.steps import newest_run
+from scripts.stages import run_name
 from scripts.systems import CONFIGS
 from vision import __version__
 from vision.memspm.checkpoint import DomainRecord, load_adapted
@@ -56,32 +56,40 @@ class Run(NamedTuple):
     """One training.
 
     Attributes:
-        pair: built-in domains.
+        pair: built-in domains, or the words for a user's.
         setting: unida, osda, pda or closed.
         contender: a method, or a variant of MemSPM.
-        seed: of the order of the classes, of the training and of the data.
+        seed: of the training and of the data; of the built-in digits' order too.
+        config: the configuration.
+        domains: a user's source and target; None for built-in ones.
     """
 
     pair: str
     setting: Setting
     contender: str
     seed: int
+    config: Path = DEMO
+    domains: tuple[str, str] | None = None
 
     @property
     def flags(self) -> list[str]:
-        """Of ``vision fit`` and ``vision test``, beside the demo's configuration."""
+        """Of ``vision fit`` and ``vision test``, beside the configuration."""
         seed = str(self.seed)
-        data = {"root": f"builtin:{self.pair}", "setting": self.setting, "split": SPLITS[self.setting], "seed": seed}
+        data = {"setting": self.setting, "seed": seed}
         flags = ["--model.method", self.contender.split()[0], "--seed_everything", seed]
+        if self.domains is not None:
+            data |= {"source": self.domains[0], "target": self.domains[1]}
+        else:
+            data |= {"root": f"builtin:{self.pair}", "split": SPLITS[self.setting], "shuffle_classes": seed}
+            if self.contender in RATES:
+                flags += ["--model.optimizer.init_args.lr", RATES[self.contender]]
         flags += [word for name, value in data.items() for word in (f"--data.{name}", value)]
-        if self.contender in RATES:
-            flags += ["--model.optimizer.init_args.lr", RATES[self.contender]]
-        return [*flags, "--data.shuffle_classes", seed, *VARIANTS.get(self.contender, ())]
+        return [*flags, *VARIANTS.get(self.contender, ())]
 
     @property
     def key(self) -> str:
         """What its result is kept under: it is another one with other flags, configuration or version."""
-        content = [__version__, DEMO.read_text(encoding="utf-8"), *self.flags]
+        content = [__version__, self.config.read_text(encoding="utf-8"), *self.flags]
         return hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
 
 
@@ -99,11 +107,11 @@ def follow(run: Run, kept: Path) -> Row:
     folder = kept / f"training-{run.key}"
     shutil.rmtree(folder, ignore_errors=True)
     places = ["--trainer.default_root_dir", str(folder), "--data.cache", str(kept / "features" / run.pair)]
-    run_vision(["fit", "--config", str(DEMO), *run.flags, *places])
-    trained = newest_run(folder / "memspm" / "demo")
+    run_vision(["fit", "--config", str(run.config), *run.flags, *places])
+    trained = newest_run(folder / run_name(run.config))
     best = trained / "checkpoints" / "best.ckpt"
-    run_vision(["test", "--config", str(DEMO), *run.flags, *places, "--ckpt_path", str(best)])
-    tested = newest_run(folder / "memspm" / "demo")
+    run_vision(["test", "--config", str(run.config), *run.flags, *places, "--ckpt_path", str(best)])
+    tested = newest_run(folder / run_name(run.config))
     report = json.loads((tested / "adaptation.json").read_text(encoding="utf-8"))
     metrics: dict[str, Any] = {}
     for rule, of in report["rules"].items():
@@ -111,10 +119,12 @@ def follow(run: Run, kept: Path) -> Row:
     metrics |= _by_consensus(trained / "metrics.csv")
     if report["memory"] is not None:
         metrics |= {"used": report["memory"]["used"] / report["memory"]["total"], "purity": report["memory"]["purity"]}
-        metrics["style_nmi"] = rounded(_style_nmi(best, run))
-    if run.contender == "source_only" and run.setting in ("unida", "osda"):
+        if run.domains is None:
+            metrics["style_nmi"] = rounded(_style_nmi(best, run))
+    if run.domains is None and run.contender == "source_only" and run.setting in ("unida", "osda"):
         metrics["neighbours_h"] = rounded(_neighbours_h(best, run))
-    row: Row = {"name": " ".join(map(str, run)), "group": "adapted", **run._asdict(), "rule": report["rule"]}
+    row: Row = {"name": " ".join(map(str, run[:4])), "group": "adapted", "pair": run.pair, "setting": run.setting}
+    row |= {"contender": run.contender, "seed": run.seed, "rule": report["rule"]}
     row["metrics"] = metrics
     file.with_suffix(".part").write_text(json.dumps(row), encoding="utf-8")
     file.with_suffix(".part").replace(file)
@@ -189,7 +199,7 @@ def runs(jobs: Sequence[Run], kept: Path) -> Iterator[Row]:
         if job not in left:
             yield follow(job, kept)
     for pair in dict.fromkeys(job.pair for job in left):
-        resolve_root(f"builtin:{pair}")  # written once, and its features made once, not by two processes at a time
+        # Built-in data are written once, and features made once, not by two processes at a time.
         if not (kept / "features" / pair / "target").is_dir():
             follow(next(job for job in left if job.pair == pair), kept)
     # The long ones first.

@@ -177,6 +177,8 @@ def _headline(rows: Sequence[Row]) -> str:
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
     """The tables of the page by name."""
     rows = result["rows"]
+    if not any(row["group"] == "costs" for row in rows):  # of a user's own domains
+        return {"setting": setting_line(result), "settings": settings_table(rows)}
     return {
         "setting": setting_line(result),
         "headline": _headline(rows) if adapted(rows) else "",
@@ -193,7 +195,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
 def pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
     """H by method and seed."""
     rows = adapted(result["rows"])
-    if not rows:
+    if not rows or len(rows) == len(result["rows"]):
         return {}
     shown = [("source_only", "otsu"), ("dcc", "cluster"), ("dcc", "cluster_otsu"), ("memspm", "fused")]
     shown.append(("memspm", "blend"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,3 @@ def one_of_two(folder: str) -> None:
             )
     if os.environ["RANK"] == "0":
         torch.save(found, Path(folder) / "two.pt")
-
-
-if __name__ == "__main__":
-    one_of_two(sys.argv[1])
