@@ -151,3 +151,19 @@ class DomainBatch(TypedDict):
     clustered: DomainImages
     grouping: int
     unreadable: list[tuple[str, str]]
+
+
+class TextBatch(TypedDict):
+    """Pictures of one word each.
+
+    Keys:
+        image: as in :class:`ImageBatch`.
+        text: the words, in the charset; "" where there is no label (prediction).
+        path: the file of each picture, or ``LMDB#number``; ``B`` strings.
+        unreadable: (path, reason) of pictures that could not be read while this batch was made.
+    """
+
+    image: Tensor
+    text: list[str]
+    path: list[str]
+    unreadable: list[tuple[str, str]]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision.checkpoints import StateDict, load_strict
+from vision.errors import InputError
 from vision.preprocessing import Preprocessing
 
 VARIANTS = {"hog_32": 32}
@@ -29,12 +30,19 @@ class HOG(nn.Module):
     Args:
         num_classes: outputs; 0 gives the features.
         img_size: (height, width) in pixels, at least 16 each.
+
+    Raises:
+        InputError: it is smaller.
     """
 
     pretrained_cfg: ClassVar = {"classifier": "head"}
 
     def __init__(self, num_classes: int, img_size: tuple[int, int]) -> None:
         super().__init__()
+        if min(img_size) < 2 * CELL:
+            raise InputError(
+                f"HOG takes pictures of at least {2 * CELL}x{2 * CELL} pixels, got {img_size[0]}x{img_size[1]}"
+            )
         rows, columns = (side // CELL - 1 for side in img_size)
         self.num_features, self.num_classes = rows * columns * 4 * BINS, num_classes
         self.reset_classifier(num_classes)
@@ -46,7 +54,7 @@ class HOG(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1] to ``(B, features)``."""
-        grey = images.mean(dim=1)
+        grey = images.float().mean(dim=1)  # EPS squared is 0 in float16
         down, right = torch.zeros_like(grey), torch.zeros_like(grey)
         down[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
         right[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
@@ -59,7 +67,7 @@ class HOG(nn.Module):
         blocks = blocks / (blocks.square().sum(dim=2, keepdim=True) + EPS**2).sqrt()
         blocks = blocks.clamp(max=CLIP)
         blocks = blocks / (blocks.square().sum(dim=2, keepdim=True) + EPS**2).sqrt()
-        features: Tensor = blocks.flatten(1)
+        features: Tensor = blocks.flatten(1).to(images.dtype)
         return features
 
     def forward(self, images: Tensor) -> Tensor:

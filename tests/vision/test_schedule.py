@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vision.schedule import WarmupCosine, WarmupSteps
+from vision.schedule import InverseDecay, WarmupCosine, WarmupSteps
 
 
 def make(per: Literal["step", "epoch"], peaks: tuple[float, ...] = (1.0,)) -> tuple[torch.optim.SGD, WarmupCosine]:
@@ -76,3 +76,31 @@ def test_steps_rise_over_the_first_epoch_and_fall_to_a_fifth_at_each_milestone()
     assert rates[10] == rates[29] == pytest.approx(0.05)
     assert rates[30] == rates[59] == pytest.approx(0.01)
     assert rates[60] == pytest.approx(0.002)
+
+
+def test_the_inverse_decay_counts_steps_whatever_an_epoch_is():
+    """DCC's ``lr (1 + 10 i / 10000) ** -0.75``: at a third of the first rate after 3000 steps, where its training ends."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": peak} for peak in (0.1, 1.0)]
+    optimizer = torch.optim.SGD(groups)
+    schedule = InverseDecay(optimizer)
+    schedule.bind(epochs=7, steps_per_epoch=450.5)
+    rates = []
+    for _ in range(3001):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == [0.1, 1.0]
+    assert rates[1][1] == pytest.approx(1.001**-0.75)
+    assert rates[1000][1] == pytest.approx(2**-0.75)
+    assert rates[3000] == pytest.approx([0.1 * 4**-0.75, 4**-0.75])
+
+
+def test_the_inverse_decay_stays_at_its_end():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = InverseDecay(optimizer, alpha=3, power=0.5, steps=4)
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([(1 + 3 * step / 4) ** -0.5 for step in range(4)] + [0.5] * 3)

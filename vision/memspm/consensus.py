@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -47,22 +48,25 @@ def match(
     Args:
         source: ``(n, D)``.
         labels: int64 ``(n,)``.
-        source_centers: ``(C, D)``.
+        source_centers: ``(C, D)``; a class without samples has zeros, and is in no pair.
         target: ``(m, D)``.
         codes: int64 ``(m,)``, the cluster of each.
         target_centers: ``(K, D)``.
     """
     source_centers, target_centers = F.normalize(source_centers, dim=1), F.normalize(target_centers, dim=1)
-    similarity = source_centers @ target_centers.T
+    # Zeros would be nearer to a cluster than all the classes that it is unlike.
+    without_samples = ~source_centers.any(dim=1)
+    similarity = (source_centers @ target_centers.T).masked_fill(without_samples[:, None], -math.inf)
     to_target, to_source = similarity.argmax(dim=1), similarity.argmax(dim=0)
     classes = torch.arange(len(source_centers), device=similarity.device)
-    mutual = to_source[to_target] == classes
+    mutual = (to_source[to_target] == classes) & ~without_samples
     pairs = torch.stack([classes[mutual], to_target[mutual]], dim=1)
     if not len(pairs):
         nothing = source_centers.new_zeros(0)
         return Matching(pairs, nothing, nothing, 0.0)
     source_agrees = (source @ target_centers.T).argmax(dim=1) == to_target[labels]
-    target_agrees = (target @ source_centers.T).argmax(dim=1) == to_source[codes]
+    to_class = (target @ source_centers.T).masked_fill(without_samples, -math.inf).argmax(dim=1)
+    target_agrees = to_class == to_source[codes]
     source_share = _shares(source_agrees, labels, len(source_centers))[pairs[:, 0]]
     target_share = _shares(target_agrees, codes, len(target_centers))[pairs[:, 1]]
     return Matching(pairs, source_share, target_share, float((source_share + target_share).mean() / 2))
@@ -138,9 +142,14 @@ def search_clusters(
         seed: of the clusterings.
 
     Raises:
-        InputError: the target has fewer rows than the smallest K.
+        InputError: the target has fewer rows than the smallest K, or that is above the largest.
     """
-    first, last = smallest or classes, min(int(classes * max_search), len(target))
+    first, largest = smallest or classes, int(classes * max_search)
+    if largest < first:
+        raise InputError(
+            f"clustering.smallest is {first}, the largest K is {largest} ({classes} classes x max_search {max_search:g})"
+        )
+    last = min(largest, len(target))
     if last < first:
         raise InputError(f"{len(target)} target pictures, at least {first} are needed to look for {first} clusters")
     source_centers = class_centers(source, labels, classes)

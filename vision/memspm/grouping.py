@@ -86,7 +86,7 @@ def group(matching: Matching, labels: Tensor, codes: Tensor, clusters: int, leas
     to_class = torch.full((clusters,), NO_CLASS, device=codes.device)
     to_class[pairs[:, 1]] = pairs[:, 0]
     numbers = torch.arange(len(pairs), device=codes.device)
-    of_class = torch.full((max(map(int, (labels.max(), *pairs[:, 0]))) + 1,), -1, device=codes.device)
+    of_class = torch.full((int(torch.cat([labels, pairs[:, 0]]).max()) + 1,), -1, device=codes.device)
     of_class[pairs[:, 0]] = numbers
     of_cluster = torch.full((clusters,), -1, device=codes.device)
     of_cluster[pairs[:, 1]] = numbers
