@@ -14,7 +14,7 @@ from tasks.reporting import text_table
 from vision.labels import MISSING
 from vision.memspm.health import Health
 from vision.memspm.open_set import Scores, auroc, class_recalls, h3_score, open_set_scores, oscr, private_nmi
-from vision.memspm.rejection import RULES, Cut, Rule
+from vision.memspm.rejection import RULES, SCORES, Cut, Rule
 
 COLUMNS = ("h", "h3", "common", "unknown", "h_micro", "average", "accuracy", "auroc", "oscr")
 
@@ -26,6 +26,7 @@ class OpenSetScores(Metric):
 
     Args:
         classes: how many are known; labels from there on are private to the target.
+        width: of the features.
     """
 
     full_state_update = False
@@ -34,9 +35,9 @@ class OpenSetScores(Metric):
     scores: list[Tensor]
     features: list[Tensor]
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.width = classes, width
         for name in ("labels", "predicted", "scores", "features"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -65,8 +66,9 @@ class OpenSetScores(Metric):
         Args:
             cuts: by the rules' names.
         """
-        if not self.update_called:
-            return {}
+        if not self.update_called:  # other processes may have pictures, and wait for this one
+            none = torch.zeros(0, device=self.device)
+            self.update(none.long(), none.long(), none.view(0, len(SCORES)), none.view(0, self.width))
         found = self.compute()
         labels, predicted = found["labels"], found["predicted"]
         if not len(labels):

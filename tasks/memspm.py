@@ -191,7 +191,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
         if not data.rejects:
             self.rule = "none"
         self.configure_models()
-        self.scores = OpenSetScores(len(self.class_names))
+        self.scores = OpenSetScores(len(self.class_names), self.width)
         self.built = True
 
     def configure_models(self) -> None:
@@ -276,7 +276,7 @@ class UniversalDomainAdaptation(pl.LightningModule):
             nothing = Rows(parts["source"].embedding[:0], parts["source"].group[:0], parts["source"].index[:0])
             aligned = parts.get("aligned_source", nothing), parts.get("aligned_target", nothing)
             labels = self.model.clusters.paired_classes[aligned[0].group]
-            ramped = ramp(self.global_step, self.losses.ramp_steps or self._steps)
+            ramped = min(1.0, ramp(self.global_step, self.losses.ramp_steps or self._steps))
             losses |= consensus_losses(
                 self.model, labels, aligned[0], aligned[1], parts["clustered"], self.losses, ramped
             )

@@ -40,9 +40,8 @@ class HOG(nn.Module):
     def __init__(self, num_classes: int, img_size: tuple[int, int]) -> None:
         super().__init__()
         if min(img_size) < 2 * CELL:
-            raise InputError(
-                f"HOG takes pictures of at least {2 * CELL}x{2 * CELL} pixels, got {img_size[0]}x{img_size[1]}"
-            )
+            height, width = img_size
+            raise InputError(f"HOG takes pictures of at least {2 * CELL}x{2 * CELL} pixels, got {height}x{width}")
         rows, columns = (side // CELL - 1 for side in img_size)
         self.num_features, self.num_classes = rows * columns * 4 * BINS, num_classes
         self.reset_classifier(num_classes)

@@ -124,3 +124,36 @@ class InverseDecay(BoundSchedule):
         """The learning rate ``time`` epochs into the training."""
         share = min(1.0, time * self.steps_per_epoch / self.steps)
         return peak * float((1 + self.alpha * share) ** -self.power)
+
+
+class OneCycle(BoundSchedule):
+    """PyTorch's ``OneCycleLR`` (arXiv 1708.07120), without being told the length of the training beforehand.
+
+    A cosine from ``lr / div`` up to ``lr``, and one from there down to ``lr / div / final_div`` at the last step.
+
+    Args:
+        optimizer: its ``lr`` is the peak.
+        pct_start: share of the training in which the rate rises, in (0, 1).
+        div: how much lower it begins.
+        final_div: how much lower than the beginning it ends.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, pct_start: float = 0.075, div: float = 25.0, final_div: float = 1e4
+    ) -> None:
+        self.pct_start, self.div, self.final_div = pct_start, div, final_div
+        self.epochs, self.steps_per_epoch = math.inf, 1.0
+        super().__init__(optimizer)
+
+    def rate(self, time: float, peak: float) -> float:
+        """The learning rate ``time`` epochs into the training."""
+        if math.isinf(self.epochs):  # not bound yet
+            return peak / self.div
+        step, last = time * self.steps_per_epoch, self.epochs * self.steps_per_epoch - 1
+        top = self.pct_start * (last + 1) - 1
+        if step <= top:
+            start, end, share = peak / self.div, peak, step / max(top, 1e-9)
+        else:
+            start, end = peak, peak / self.div / self.final_div
+            share = min(1.0, (step - top) / max(last - top, 1e-9))
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

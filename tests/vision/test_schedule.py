@@ -79,7 +79,7 @@ def test_steps_rise_over_the_first_epoch_and_fall_to_a_fifth_at_each_milestone()
 
 
 def test_the_inverse_decay_counts_steps_whatever_an_epoch_is():
-    """DCC's ``lr (1 + 10 i / 10000) ** -0.75``: at a third of the first rate after 3000 steps, where its training ends."""
+    """DCC's ``lr (1 + 10 i / 10000) ** -0.75``: a third of the first rate after 3000 steps, where it stops."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": peak} for peak in (0.1, 1.0)]
     optimizer = torch.optim.SGD(groups)
     schedule = InverseDecay(optimizer)

@@ -97,8 +97,10 @@ class NeighbourBank(nn.Module):
         """
         self.flush()
         self._last = index, unit.detach()
-        to_bank = (unit @ self.bank.T / TEMPERATURE).scatter(1, index[:, None], -math.inf)
-        logs = torch.cat([unit @ prototypes.T / TEMPERATURE, to_bank], dim=1).log_softmax(dim=1)
+        with torch.autocast(unit.device.type, enabled=False):
+            to_bank = (unit @ self.bank.T / TEMPERATURE).scatter(1, index[:, None], -math.inf)
+            to_classes = unit @ prototypes.float().T / TEMPERATURE
+        logs = torch.cat([to_classes, to_bank], dim=1).log_softmax(dim=1)
         return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0.0)).sum(dim=1).mean()
 
 

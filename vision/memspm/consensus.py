@@ -147,7 +147,7 @@ def search_clusters(
     first, largest = smallest or classes, int(classes * max_search)
     if largest < first:
         raise InputError(
-            f"clustering.smallest is {first}, the largest K is {largest} ({classes} classes x max_search {max_search:g})"
+            f"clustering.smallest is {first}, the largest K {largest} ({classes} classes, max_search {max_search:g})"
         )
     last = min(largest, len(target))
     if last < first:

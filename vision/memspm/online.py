@@ -104,18 +104,19 @@ class OnlineClusters(nn.Module):
             target: ``(B, D)``, of length 1.
             index: int64 ``(B,)``, which target pictures they are.
         """
-        self.source.put(source, labels)
-        self.target.put(target, index)
-        seen = self.target.features
-        if not self.seeded:
-            if len(seen) >= SEED_ROWS * len(self.centers):
-                self.centers.copy_(spherical_kmeans(seen, len(self.centers)).centers)
-            return
-        plan = balanced_assignment(seen @ self.centers.T)
-        means = F.normalize(plan.T @ seen, dim=1)
-        self.centers.copy_(F.normalize(MOMENTUM * self.centers + (1 - MOMENTUM) * means, dim=1))
-        self._revive(seen)
-        self.codes[index] = (target.float() @ self.centers.T).argmax(dim=1)
+        with torch.autocast(source.device.type, enabled=False):
+            self.source.put(source, labels)
+            self.target.put(target, index)
+            seen = self.target.features
+            if not self.seeded:
+                if len(seen) >= SEED_ROWS * len(self.centers):
+                    self.centers.copy_(spherical_kmeans(seen, len(self.centers)).centers)
+                return
+            plan = balanced_assignment(seen @ self.centers.T)
+            means = F.normalize(plan.T @ seen, dim=1)
+            self.centers.copy_(F.normalize(MOMENTUM * self.centers + (1 - MOMENTUM) * means, dim=1))
+            self._revive(seen)
+            self.codes[index] = (target.float() @ self.centers.T).argmax(dim=1)
 
     def match(self, classes: int) -> Matching:
         """Clusters and classes by what the queues hold; see :func:`vision.memspm.consensus.match`."""

@@ -96,5 +96,8 @@ class ClusterMemory(nn.Module):
 
 
 def ramp(step: int, steps: int = 5000) -> float:
-    """The regulariser's weight in the course of a training: ``exp(-3 (steps - step) / steps)`` (DCC's code)."""
+    """The regulariser's weight in the course of a training: ``exp(-3 (steps - step) / steps)`` (DCC's code).
+
+    It is 1 after ``steps``, and goes on rising.
+    """
     return math.exp(-3 * (steps - step) / steps)

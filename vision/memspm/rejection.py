@@ -12,10 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 
-EQUAL = 1e-6  # a smaller deviation of scores is rounding
+EQUAL = 1e-6  # a smaller deviation or range of scores is rounding
 SCORES = ("usage", "margin", "confidence", "one_vs_all")
 Rule = Literal["none", "half_log_c", "otsu", "cluster", "cluster_otsu", "usage", "fused", "blend", "one_vs_all"]
 RULES: dict[Rule, str] = {
@@ -64,10 +63,21 @@ def cluster_margin(unit: Tensor, centers: Tensor, matched: Tensor) -> Tensor:
 
 
 def otsu(scores: NDArray[np.float64]) -> float:
-    """Otsu's threshold of ``(n,)`` scores. Below equal ones, and -1 of none: they give no reason to reject any."""
-    if len(scores) == 0 or scores.min() == scores.max():
-        return float(scores.min()) - 1 if len(scores) else -1.0
-    return float(threshold_otsu(scores))  # type: ignore[no-untyped-call]
+    """The threshold of ``(n,)`` scores that parts them into two groups with the means furthest apart (Otsu 1979).
+
+    In the middle of the gap between both, since new pictures are cut there too; a histogram's bins would put it at the
+    edge of one. Below equal scores, and -1 of none: they give no reason to reject any.
+    """
+    if len(scores) == 0:
+        return -1.0
+    ordered = np.sort(scores)
+    if ordered[-1] - ordered[0] <= EQUAL:
+        return float(ordered[0]) - 1
+    below = np.arange(1, len(ordered))
+    means_apart = ordered.mean() * below - ordered.cumsum()[:-1]
+    between = np.where(np.diff(ordered) > 0, means_apart**2 / (below * (len(ordered) - below)), -1.0)
+    last = int(between.argmax())
+    return float(ordered[last] + ordered[last + 1]) / 2
 
 
 class Cut(NamedTuple):
@@ -115,10 +125,11 @@ def find_cut(rule: Rule, scores: Tensor) -> Cut:
         of_clusters = _standard(margin) * _column("margin") + _standard(sure) * _column("confidence")
         other = values @ of_clusters
         weights = share * _standard(usage) * _column("usage") + (1 - share) * of_clusters
-        if not weights.any():
-            return Cut(weights, -1.0)
+        both = values @ weights
+        if np.ptp(both) <= EQUAL:
+            return Cut(weights, otsu(both))
         cut_off = share * (usage <= otsu(usage)).mean() + (1 - share) * (other <= otsu(other)).mean()
-        return Cut(weights, float(np.quantile(values @ weights, cut_off)))
+        return Cut(weights, float(np.quantile(both, cut_off)))
     for name in NEEDS[rule]:
         weights += _standard(values[:, SCORES.index(name)]) * _column(name)
     return Cut(weights, otsu(values @ weights))
