@@ -163,15 +163,28 @@ class VisionCLI(LightningCLI):
         """As before a test."""
         self._leave_the_table_to_the_task()
 
+    def _say_measures(self, before: str = "") -> None:
+        measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
+        chosen = getattr(self.model, "headline", [name for name in measures if name.startswith("val_")])
+        if shown := [f"{name} {measures[name]:.4f}" for name in chosen if name in measures]:
+            self._say(before + ", ".join(shown))
+
+    def after_validate(self) -> None:
+        """Says the few measures of a task whose table is not Lightning's."""
+        if hasattr(self.model, "headline"):
+            self._say_measures()
+
+    def after_predict(self) -> None:
+        """Says where the predictions are."""
+        table = next(callback for callback in self.trainer.callbacks if isinstance(callback, PredictionTable))  # type: ignore[attr-defined]
+        self._say(f"predictions: {table.file}")
+
     def after_fit(self) -> None:
         """Says what came out and where it is."""
         folder = self.trainer.log_dir
         if folder is not None and self.trainer.is_global_zero and not self.trainer.interrupted:
             note_finished(Path(folder), self.asked)
-        measures = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
-        chosen = getattr(self.model, "headline", [name for name in measures if name.startswith("val_")])
-        if shown := [f"{name} {measures[name]:.4f}" for name in chosen if name in measures]:
-            self._say("at the end: " + ", ".join(shown))
+        self._say_measures("at the end: ")
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
         if best:

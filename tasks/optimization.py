@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -43,10 +44,17 @@ def scheduled(
     if isinstance(scheduler, ReduceLROnPlateau):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
     if isinstance(scheduler, BoundSchedule):
-        epochs, steps = task.trainer.max_epochs or 0, float(task.trainer.estimated_stepping_batches)
-        if epochs < 1 or steps == float("inf"):
+        trainer = task.trainer
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()  # as Lightning does for the number of steps, but not for max_steps alone
+        steps = float(trainer.estimated_stepping_batches)
+        batches = float(trainer.num_training_batches)
+        if not 0 < steps < math.inf or batches == math.inf:
             name = type(scheduler).__name__
-            raise InputError(f"{name} needs to know the length of the training: set trainer.max_epochs")
-        scheduler.bind(epochs, steps / epochs)
+            raise InputError(
+                f"{name} needs to know the length of the training: set trainer.max_epochs or trainer.max_steps"
+            )
+        per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        scheduler.bind(steps / per_epoch, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
