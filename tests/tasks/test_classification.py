@@ -45,6 +45,18 @@ def test_it_learns_colours(root, tmp_path):
     assert trainer.callback_metrics["val_top1"] >= 0.9
 
 
+def test_a_schedule_over_so_many_steps(root, tmp_path):
+    """The same whether the length is said in epochs or in steps; the cosine ends where the training does."""
+    schedule = {"lr_scheduler": lambda optimizer: WarmupCosine(optimizer, warmup_epochs=0, min_lr=0.0)}
+    options = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=1e-3), **schedule}
+    _, trainer = _fit(root, tmp_path, trainer={"max_epochs": 2}, **options)
+    steps = trainer.global_step
+    for length in ({}, {"max_epochs": -1, "max_steps": steps}, {"max_epochs": 9, "max_steps": steps // 2}):
+        _, trainer = _fit(root, tmp_path, trainer={"max_epochs": 2, **length}, **options)
+        assert trainer.global_step == length.get("max_steps", steps)
+        assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
 def test_measures_by_hand():
     """Six classes, three images: one right, one wrong but second likely, one wrong and least likely."""
     measures = Measures(6)

@@ -133,6 +133,15 @@ def test_predictions_are_classes_or_unknown(runs, method):
     assert sum(right) / 36 == pytest.approx(report["rules"][report["rule"]]["accuracy"])
 
 
+def test_validation_says_its_measures_and_predictions_where_they_are(runs):
+    config = runs["memspm"].config
+    said = vision("validate", "--config", config).stdout
+    assert f"val_h {runs['memspm'].report['rules']['blend']['h']:.4f}" in said
+    said = vision("predict", "--config", config).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("vision: predictions: ")]
+    assert Path(line.removeprefix("vision: predictions: ")).is_file()
+
+
 def test_pictures_that_were_not_trained_on_are_judged_as_they_are_predicted(runs):
     config = runs["memspm"].config
     before = runs["memspm"].report
