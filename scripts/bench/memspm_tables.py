@@ -197,8 +197,8 @@ def pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
     rows = adapted(result["rows"])
     if not rows or len(rows) == len(result["rows"]):
         return {}
-    shown = [("source_only", "otsu"), ("dcc", "cluster"), ("dcc", "cluster_otsu"), ("memspm", "fused")]
-    shown.append(("memspm", "blend"))
+    shown = [("source_only", "otsu"), ("source_only", "neighbours"), ("dcc", "cluster"), ("dcc", "cluster_otsu")]
+    shown += [("memspm", "fused"), ("memspm", "blend")]
     figure = Figure(figsize=(10, 3.8), dpi=110, layout="constrained")
     pairs = pairs_of(rows)
     for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs), sharey=True)), pairs, strict=True):
@@ -209,7 +209,7 @@ def pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
             colour = {"memspm": ACCENT, "dcc": BAD}.get(contender, MUTED)
             axes.scatter(np.linspace(place - 0.15, place + 0.15, len(found)), found, s=14, color=colour, alpha=0.6)
             axes.plot([place - 0.3, place + 0.3], [statistics.fmean(found)] * 2, color=colour, linewidth=2.5)
-        labels = ["source,\nOtsu", "DCC", "DCC,\nOtsu", "MemSPM,\nfused", "MemSPM,\nblend"]
+        labels = ["source,\nOtsu", "source, 50\nneighbours", "DCC", "DCC,\nOtsu", "MemSPM,\nfused", "MemSPM,\nblend"]
         axes.set(title=LABELS.get(pair, pair), xticks=range(len(shown)), xticklabels=labels)
         axes.set_ylim(0, 100)
         axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
