@@ -9,6 +9,15 @@ from datamodules.domains import Domains
 from datamodules.image_folder import ImageFolder
 from datamodules.multitask_images import MultitaskImages
 from datamodules.segmentation_stream import SegmentationStream
+from datamodules.text_images import TextImages
 from datamodules.video_folder import VideoFolder
 
-__all__ = ["CorruptionStream", "Domains", "ImageFolder", "MultitaskImages", "SegmentationStream", "VideoFolder"]
+__all__ = [
+    "CorruptionStream",
+    "Domains",
+    "ImageFolder",
+    "MultitaskImages",
+    "SegmentationStream",
+    "TextImages",
+    "VideoFolder",
+]

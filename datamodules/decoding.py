@@ -56,6 +56,11 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
         data = Path(path).read_bytes()
     except OSError as error:
         raise UnreadableImageError(path, f"cannot be read ({error.strerror})") from error
+    return decode_image(data, str(path), max_pixels)
+
+
+def decode_image(data: bytes, path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The same for the bytes of a file; ``path`` is what errors call it."""
     if not data:
         raise UnreadableImageError(path, "empty file (0 bytes)")
     try:

@@ -22,6 +22,7 @@ OWN_VERBS = {
     "infer": "use a checkpoint on your own files: vision infer SYSTEM --input I --checkpoint C --out DIR",
     "export": "write a checkpoint as ONNX, float and int8: vision export SYSTEM --checkpoint C --out DIR",
     "bench": "measure the systems: vision bench [SYSTEM ...] --out DIR",
+    "render": "write drawn words, or a list of pictures of words, as an LMDB: vision render --out DIR",
     "list": "the systems, their configurations, and the data that each needs",
 }
 VERBS = {**LIGHTNING_VERBS, **OWN_VERBS}
@@ -88,6 +89,10 @@ def run(arguments: Sequence[str]) -> None:
         from scripts.bench.command import main as bench
 
         bench(list(arguments[1:]))
+    elif verb == "render":
+        from scripts.render import main as render
+
+        render(list(arguments[1:]))
     elif verb == "list":
         from scripts.systems import print_systems
 

@@ -107,6 +107,10 @@ def test_the_task_says_characters_and_size(tmp_path):
     data.trainer = SimpleNamespace(lightning_module=task, loggers=[], world_size=1, global_rank=0)
     with pytest.raises(InputError, match=r"data.charset: the network does not know '!' \(U\+0021\)"):
         data.setup("validate")
+    data = TextImages(str(tmp_path), max_label_length=7)
+    data.trainer = SimpleNamespace(lightning_module=task, loggers=[], world_size=1, global_rank=0)
+    with pytest.raises(InputError, match=r"data.max_label_length: 7 is more than the 6 characters of the network"):
+        data.setup("validate")
 
 
 def test_a_trainer_takes_every_loader(tmp_path):

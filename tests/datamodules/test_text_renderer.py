@@ -128,7 +128,7 @@ def test_a_folder_of_fonts(tmp_path):
     ("options", "message"),
     [
         ({"count": 0}, "rendered: count and test_count must be at least 1, got 0, 1000"),
-        ({"seed": -1}, "rendered.seed must be at least 0, got -1"),
+        ({"seed": -1}, "rendered.seed must be in [0, 2147483648), got -1"),
         ({"hard_share": 1.5}, "rendered.hard_share must be in [0, 1], got 1.5"),
         ({"lengths": (0.0, 0.0)}, "rendered.lengths must be shares of 1, 2, ... characters, got [0.0, 0.0]"),
         ({"lengths": ()}, "rendered.lengths must be shares of 1, 2, ... characters, got []"),

@@ -226,6 +226,12 @@ def test_spellings_of_a_list(tmp_path, name):
         ("labels.tsv", "b.png\tword\n", "val/labels.tsv: no such picture: val/b.png (paths are relative to"),
         ("labels.jsonl", '{"filename": "ü.png"}\n{"text"', "val/labels.jsonl:2: not JSON (Expecting ':' delimiter"),
         ("labels.jsonl", '{"file": 1}\n', 'val/labels.jsonl:1: expected {"filename": ..., "text": ...}, found'),
+        (
+            "labels.jsonl",
+            '{"filename": "\\ud800.png", "text": "a"}',
+            "val/labels.jsonl:1: no name that a file",
+        ),
+        ("labels.tsv", "a\0.png\ta\n", "val/labels.tsv:1: no name that a file may have: 'a\\x00.png'"),
         ("labels.json", "[]", "val/labels.json: expected MMOCR's"),
         ("labels.json", '{"data_list": [{}]}', "val/labels.json: entry 1 of data_list has no img_path"),
     ],
@@ -241,8 +247,16 @@ def test_a_list_that_is_no_text(tmp_path):
     assert _error(tmp_path) == "val/labels.tsv:2: not a text in UTF-8 (byte 0xff)"
 
 
-def test_rows_without_a_label_are_counted(tmp_path):
-    _folder(tmp_path / "val", "labels.tsv", "a b.png\nü.png\tbye\n")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.tsv", "a b.png\nü.png\tbye\n"),
+        ("labels.jsonl", '{"filename": "a b.png", "text": "\\ud800"}\n{"filename": "ü.png", "text": "bye"}'),
+        ("labels.json", '{"data_list": [{"img_path": "x"}, {"img_path": "ü.png", "instances": [{"text": "bye"}]}]}'),
+    ],
+)
+def test_rows_without_a_label_are_counted(tmp_path, name, text):
+    _folder(tmp_path / "val", name, text)
     data = _ready(tmp_path)
     assert data.splits["val"].sources[0].dropped == {"missing label": 1}
     assert _texts(data.val_dataloader()) == ["bye"]

@@ -12,6 +12,7 @@ from datamodules.text_lmdb import LmdbWords, open_lmdb
 from datamodules.text_renderer import RenderOptions, render
 from scripts.render import main
 from vision.errors import InputError
+from vision.text import CHARSETS
 
 
 def _words(folder) -> list[tuple[bytes, str]]:
@@ -61,7 +62,7 @@ def test_a_list_becomes_an_lmdb_of_the_same_bytes_and_labels(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1] == (
         f"vision: 3 words are in {out}, 1 without a label left out, 1 unreadable left out"
     )
-    stored = LmdbWords(out, "36", 25)
+    stored = LmdbWords(out, CHARSETS["36"], 25)
     assert [stored.encoded(index) for index in range(len(stored.labels))] == [data for data, _ in expected[:2]]
 
 
