@@ -18,7 +18,7 @@ from datamodules.decoding import read_image
 from datamodules.files import FileDataset, Sample, stack
 from datamodules.stream import Corruptor, Pictures, Stream, stored_split
 from datamodules.stream_order import Stretch
-from datamodules.transforms import INTERPOLATION, eval_transform
+from datamodules.transforms import INTERPOLATION, eval_transform, seed_steps
 from vision.batches import ImageBatch
 from vision.preprocessing import Preprocessing
 
@@ -80,7 +80,7 @@ class SceneDataset(FileDataset):
     def load(self, index: int, seed: int) -> Tensor:
         """Picture and labels, joined."""
         scene = read_scene(self.listing.paths[index], self.listing.targets[index], self.max_pixels)
-        self.transform.set_random_seed(seed)
+        seed_steps(self.transform, seed)
         return join(self.transform(**scene))
 
 

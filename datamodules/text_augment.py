@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from PIL import ImageFilter
 from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_ops
 
+from datamodules.transforms import seed_steps
 from vision.errors import InputError
 
 Augment = Literal["none", "randaugment", "hard"]
@@ -60,9 +61,7 @@ class WordAugment:
             with _lent(seed):
                 picture = self._policy(picture)
         elif self._hard is not None and min(picture.size) >= _SMALLEST:
-            # Not set_random_seed: it gives every step generators of its own with this one seed, so that all would have
-            # the same chance at once.
-            self._hard.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+            seed_steps(self._hard, seed)
             picture = PILImage.fromarray(self._hard(image=np.array(picture))["image"])
         choice = np.random.default_rng((seed, 90))
         if choice.random() < self.rotate_90:

@@ -126,8 +126,17 @@ def train_transform(
     return A.Compose(steps)
 
 
+def seed_steps(transform: A.Compose, seed: int) -> None:
+    """Makes what the steps do next a function of ``seed``.
+
+    Not by ``set_random_seed``, which gives each step generators of its own that begin with this one seed: steps that
+    happen by chance would then happen all at once or not at all.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311
+
+
 def apply_seeded(transform: A.Compose, image: NDArray[np.uint8], seed: int) -> Tensor:
     """The transform's outcome as a function of image and seed alone."""
-    transform.set_random_seed(seed)
+    seed_steps(transform, seed)
     out: Tensor = transform(image=image)["image"]
     return out

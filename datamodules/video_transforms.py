@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.transforms import INTERPOLATION, AutoAugment
+from datamodules.transforms import INTERPOLATION, AutoAugment, seed_steps
 from datamodules.video_sampling import crop_corners
 from vision.errors import InputError
 from vision.preprocessing import Preprocessing
@@ -151,7 +151,7 @@ class TrainView:
             clip = self._crop(clip, np.random.default_rng(seed))
         if mirrored:
             clip = clip[:, :, ::-1]
-        self.steps.set_random_seed(seed)
+        seed_steps(self.steps, seed)
         frames: Frames = self.steps(images=np.ascontiguousarray(clip))["images"]
         return frames
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
+import albumentations
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from albumentations.pytorch import ToTensorV2
 from PIL import Image
 
 from datamodules import ImageFolder
 from datamodules.builtin import photographs as source
 from datamodules.builtin import resolve_root
+from datamodules.transforms import apply_seeded
 from tests.images import COLOURS, write_images
 from vision.errors import InputError
 
@@ -174,6 +178,17 @@ def test_mixed_targets_are_probabilities_and_follow_from_the_seed(folders):
     assert (batches[0]["target"] < 1).any()
     for key in ("image", "target"):
         assert torch.equal(batches[0][key], batches[1][key])
+
+
+def test_chances_of_different_steps_are_independent():
+    """Flipped along either side or both: a quarter each."""
+    both = albumentations.Compose(
+        [albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5), ToTensorV2()]
+    )
+    picture = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    found = Counter(tuple(apply_seeded(both, picture, seed).flatten().tolist()) for seed in range(200))
+    assert len(found) == 4
+    assert min(found.values()) > 30
 
 
 def test_augmentation_does_not_depend_on_workers(folders):
