@@ -67,7 +67,11 @@ def checkpoint(trained) -> Path:
         ("--model.width 0", "width must be at least 1, got 0"),
         ("--model.losses.cdd=-1", "losses.cdd must be at least 0, got -1"),
         ("--model.clustering.every 0", "clustering.every must be at least 1, got 0"),
-        ("--model.clustering.smallest 40", "36 target pictures, at least 40 are needed to look for 40 clusters"),
+        ("--model.clustering.smallest 40", "clustering.smallest is 40, the largest K 9 (3 classes, max_search 3)"),
+        (
+            "--model.clustering.smallest 40 --model.clustering.max_search 20",
+            "36 target pictures, at least 40 are needed to look for 40 clusters",
+        ),
         ("--model.decoder 14", "the decoder draws 14x14 pixels: set data.thumbnails to that"),
         ("--model.decoder 15 --data.thumbnails 15", "decoder draws 14, 28, 56, 112 pixels, or 0 for none; got 15"),
         ("--model.trainable all", "trainable: HOG has nothing to train as 'all'"),
